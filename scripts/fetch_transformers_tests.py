@@ -7,8 +7,6 @@ lacks the folders below tests/, so the mixins that are imported from there (gene
     python scripts/fetch_transformers_tests.py [FOLDER]
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

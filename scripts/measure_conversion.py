@@ -6,8 +6,6 @@ Writes random weights in the released layout (as wide as the released model, wit
 process of its own, and prints what that process needed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

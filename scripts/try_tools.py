@@ -4,8 +4,6 @@ Prints a line per tool: version, what ran, and what came out. Their packages are
 scripts/try_tools.sh makes an environment that has them.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

@@ -8,8 +8,6 @@ all later codes then differ; so the reference follows our codes, and each must b
 Letters: N images, R rows (guided: two of each image), P image positions, K codebooks, C codes, D hidden width.
 """
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -193,7 +191,7 @@ class Work:
     num_positions: int
 
     @classmethod
-    def build(cls, size: ModelSize, batch: int, settings: SamplingConfig) -> Work:
+    def build(cls, size: ModelSize, batch: int, settings: SamplingConfig) -> Self:
         prompts = [random_prompt(size.prompt, seed=seed) for seed in (*range(batch), UNCONDITIONAL_SEED)]
         same: dict[str, Any] = {"unconditional": prompts[-1], "mode": "image", "image": settings}
         rows = [GenerationRequest(prompt=prompts[n], seed=n, **same) for n in range(batch)]

@@ -8,8 +8,6 @@ weights and seeds.
 Letters: P points, F costs (steps, weight bytes, cache bytes, operations).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path

@@ -6,8 +6,6 @@ the processor time of the process counts, so that neighbours on the machine dist
 whole call. Absolute times move with the machine, ratios hold: they are of medians.
 """
 
-from __future__ import annotations
-
 import platform
 import resource
 import statistics
@@ -39,7 +37,7 @@ class Cost(NamedTuple):
     cache_bytes: float
     flops: float
 
-    def times(self, count: float) -> Cost:
+    def times(self, count: float) -> "Cost":
         return Cost(*(count * value for value in self))
 
 

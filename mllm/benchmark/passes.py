@@ -5,8 +5,6 @@ Each drawing has another prompt and seed, and each edit changes the drawing befo
 machine but for rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

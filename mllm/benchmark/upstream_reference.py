@@ -11,8 +11,6 @@ Letters: N images, R rows (N, then N unconditional ones if guided), T prompt pos
 C codes, E width of an entry, Z = K * E, D width of the language model, S positions of the depth sequence so far.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

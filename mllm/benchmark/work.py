@@ -5,8 +5,6 @@ worktree of another commit (`Before`). Each function prepares its work and retur
 number has measured itself.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

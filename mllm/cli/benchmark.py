@@ -1,7 +1,5 @@
 """`mllm benchmark`: which cases to time, and what to print of them; the timing is in mllm/benchmark/."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from argparse import Namespace

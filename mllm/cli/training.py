@@ -3,8 +3,6 @@
 `demo` and `train` import `mllm`, never the reverse, so their functions are found by name when a verb runs.
 """
 
-from __future__ import annotations
-
 import importlib
 from argparse import Namespace
 from pathlib import Path

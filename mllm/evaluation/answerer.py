@@ -4,8 +4,6 @@ In: a pipeline, items and seeds. Out: one text or one image per item (an `Answer
 the plain values that go into run.json and from there into every result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ made: the sentences below are some of those that the model was trained on.
 Letters: B images, H W pixels.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter

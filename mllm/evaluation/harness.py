@@ -11,8 +11,6 @@ MMMU; docs/evaluation.md says how.
     register("my-model", "runs/mllm/final")   # VLMEvalKit's run.py then finds --model my-model in this process
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache, partial

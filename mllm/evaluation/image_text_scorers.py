@@ -7,8 +7,6 @@
 Letters: V text vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -16,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import transformers
@@ -55,7 +53,7 @@ def find_scorer(name: str, *, model: str | None, device: str | None, python: Pat
         python: interpreter of the environment that t2v-metrics is installed in.
     """
     if name == "self":
-        return SelfScorer.load(model, device=device)
+        return SelfScorer(Pipeline.load(model, device=device))
     if name.startswith(HUB_PREFIX):
         return HubScorer.load(name.removeprefix(HUB_PREFIX), device=device)
     if name in T2V_MODELS:
@@ -69,10 +67,6 @@ class SelfScorer:
 
     pipeline: Pipeline
     batch_size: int = MAX_REQUESTS
-
-    @classmethod
-    def load(cls, folder: str | None, *, device: str | None) -> SelfScorer:
-        return cls(Pipeline.load(folder, device=device))
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -97,7 +91,7 @@ class HubScorer:
     batch_size: int = 1  # models differ in how they pad images, so each pair goes alone
 
     @classmethod
-    def load(cls, name: str, *, device: str | None) -> HubScorer:
+    def load(cls, name: str, *, device: str | None) -> Self:
         try:
             processor = AutoProcessor.from_pretrained(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")

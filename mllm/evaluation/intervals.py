@@ -3,8 +3,6 @@
 scipy does the work and is imported where it is used, because the core imports `percent` from here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

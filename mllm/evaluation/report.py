@@ -6,8 +6,6 @@ published ones has a footnote that says why. A second result for the same cell i
 The published numbers are in published.yaml, with their source.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

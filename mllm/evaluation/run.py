@@ -13,8 +13,6 @@ run which is started twice does not answer twice; the operating system releases 
 model and imports no torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@
 reply a line with the list of scores. What the tool prints goes to the error output, so that replies stay readable.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -6,8 +6,6 @@ numbers of different crops are not comparable, and references are cropped exactl
 Letters: B batch, M images of a set, H W pixels, K codebooks, C entries of a codebook, N positions or classes, D width.
 """
 
-from __future__ import annotations
-
 import importlib
 import tarfile
 from collections import defaultdict

@@ -4,8 +4,6 @@ In: answers and the published annotations. Out: scores, and the files that offic
 and quirks are those of the reference scorers, to the letter, because published numbers depend on them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ is compared with rendered masks of every shape and size in its place, and the be
 Letters: H W pixels, N pixels of a core, P palette colors.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import Random

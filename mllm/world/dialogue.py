@@ -6,8 +6,6 @@ content and all images, `make_dialogue(job, episode, rng)` the wording with its 
 encoded once serves many sentences. Images are references, rendered when somebody asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ In: scenes, and a random generator for the wording. Out: text, and the constrain
 (phrases/*.yaml), read when they are first needed. Questions and edits have files of their own.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

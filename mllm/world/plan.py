@@ -9,15 +9,13 @@ drawn. A square is an eighth of the image's shorter side, as sizes of objects ar
 the model sees in its image, and turns a request into questions whose answers score an image of it.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from mllm.sequence import Grid
 from mllm.world.dialogue import Question, say_question
@@ -117,7 +115,7 @@ class PlannedObject(NamedTuple):
     y: float  # of the middle of its smallest square, in squares from the top
     x: float  # ... and from the left
 
-    def is_like(self, other: PlannedObject) -> bool:
+    def is_like(self, other: Self) -> bool:
         distance = max(abs(self.y - other.y), abs(self.x - other.x))
         return self.description == other.description and distance <= TOLERANCE + 1e-6
 

@@ -6,8 +6,6 @@ around each object is touched, and its coverage is cached for positions on a gri
 Letters: H W pixels of a box.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ pixels or words. Positions and radii are in units of the image: x to the right, 
 share of the shorter side. Every shape fits into the circle of its radius around its position.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ doubt. Unknown words say nothing. Requests: objects and how many, what must not 
 relations within or between sentences.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
