@@ -505,8 +505,6 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
     )
 
 
-# ---- the code head alone ----
-
 RELEASED_CODES = 4096
 FILTERED = SamplingConfig(temperature=0.9, top_k=2048, top_p=0.96)  # upstream's argument defaults
 UNFILTERED = SamplingConfig()  # what its published scripts pass
@@ -582,8 +580,6 @@ def choice_case(name: str, sampling: SamplingConfig, *, num_rows: int, device: t
         checks={"codes equal": equal},
     )
 
-
-# ---- the image tokenizer ----
 
 TOKENIZER_CONFIGS = {"tiny": UniTokConfig.tiny, "large": UniTokConfig.large}
 LEAST_EQUAL_CODES = 0.995  # near-ties may flip
@@ -687,8 +683,6 @@ def upsampling_case(channels: int, side: int, *, device: torch.device) -> Case:
     )
 
 
-# ---- parts of the released model ----
-
 PROMPT = 356
 """Positions of a prompt that is prefilled: of an image and a question."""
 SAMPLES = 24
@@ -759,9 +753,6 @@ def training_flops(model: MLLMForConditionalGeneration, samples: list[TokenSeque
     used += num_parameters(embedding.projection, embedding.projector) * codes
     squares = sum(len(sample) ** 2 for sample in samples)
     return 6.0 * used + 6.0 * config.text_config.num_hidden_layers * config.hidden_size * squares
-
-
-# ---- loading and starting ----
 
 
 def load_cases(settings: Settings) -> Iterator[Case]:

@@ -93,9 +93,6 @@ def measure_reading(device: torch.device, *, num_bytes: float) -> float:
     return source.nbytes * repeats / min(seconds["read"])
 
 
-# ---- the machine, and what else ran on it ----
-
-
 def describe_machine(device: torch.device) -> dict[str, Any]:
     about = Path("/proc/cpuinfo")
     lines = about.read_text().split("\n\n")[0].splitlines() if about.is_file() else []  # of the first processor
@@ -136,9 +133,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere
-
-
-# ---- the report: plain values, a table, and complaints ----
 
 
 def run_benchmark(

@@ -42,9 +42,6 @@ def seconds_of(run: Run, *, on_gpu: bool) -> float:
     return found if isinstance(found, float) else taken
 
 
-# ---- the bundled model, or another folder ----
-
-
 def load_pipeline(model: str | None, device: str, **options: Any) -> Any:
     from mllm.pipeline import Pipeline
 
@@ -153,9 +150,6 @@ def train_step(*, model: str, device: str, batches: str) -> Run:
     return run
 
 
-# ---- random weights ----
-
-
 def draw_random(
     *, size: str, weights: str, batch: int, device: str, dtype: str, guidance: float, greedy: bool = False
 ) -> Run:
@@ -192,9 +186,6 @@ WORK: dict[str, Callable[..., Run]] = {
     function.__name__: function
     for function in (draw, edit, edit_codes, ask, load, start, train_step, draw_random, tokenizer)
 }
-
-
-# ---- another commit, in a process of its own ----
 
 
 class Before:

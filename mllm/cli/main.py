@@ -33,8 +33,6 @@ PACKAGES = ("mllm", "tokenizer", "train", "demo")
 
 DECODING_VERBS = ("draw", "ask", "edit", "chat", "demo", "tokenize")
 
-# Options
-
 
 Option = tuple[tuple[str, ...], dict[str, Any]]  # arguments of `argparse.ArgumentParser.add_argument`
 
@@ -194,9 +192,6 @@ def load_pipeline(options: Namespace) -> Pipeline:
         return Pipeline.load(folder, **given(options, LOAD_OPTIONS))
     finally:
         bring_back_compiler()
-
-
-# Verbs
 
 
 class CommandParser(argparse.ArgumentParser):

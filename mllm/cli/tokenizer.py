@@ -176,9 +176,6 @@ def write_images(pixels: Iterable[Tensor], paths: list[Path]) -> None:
         print(path)
 
 
-# Released checkpoints
-
-
 GB = 10**9
 SHARD_SIZE = option(
     "--shard-size", type=gigabytes, default=1.0, metavar="GB", help="largest file of weights (default: 1)"

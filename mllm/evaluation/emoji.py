@@ -184,9 +184,6 @@ def measure_emoji(
     }
 
 
-# ---- items ----
-
-
 def make_items(group: Group, cells: Sequence[Cell], count: int, *, seed: int) -> list[CellItem]:
     """Up to `count` items, at random; the same arguments give the same ones."""
     rng = Random(f"items/{seed}/{group.name}")
@@ -212,9 +209,6 @@ def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[CellIt
         known = [mate for mate in mates if mate.split == "train" and getattr(mate, attribute) != value]
         if cell.split == group.split and known and [getattr(mate, attribute) for mate in mates].count(value) == 1:
             yield CellItem(words.format(**{attribute: value or "person"}), cell, rng.choice(known))
-
-
-# ---- answers ----
 
 
 def answer_items(
@@ -256,9 +250,6 @@ def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str])
 
 def rate_of(passed: int, items: Sequence) -> dict:
     return as_values(Rate(passed, len(items)))
-
-
-# ---- drawings ----
 
 
 @torch.inference_mode()

@@ -159,9 +159,6 @@ def find_benchmark(name: str) -> Benchmark:
     return getattr(importlib.import_module(f"mllm.evaluation.{module}"), kind)()
 
 
-# ---- annotations ----
-
-
 def find_annotation(annotations: Mapping[Any, T], key: Hashable, item: BenchmarkItem, source: Path) -> T:
     if key not in annotations:
         raise ValueError(f"{source} must contain {key!r} of {item.where}; give the annotations of the same split")
@@ -174,9 +171,6 @@ def read_mapping(path: Path, *needed: str, name: str) -> dict[str, dict]:
     if not isinstance(data, dict) or not all(isinstance(v, dict) and set(needed) <= set(v) for v in data.values()):
         raise ValueError(f"{path} must map ids to records with {', '.join(needed)}; give {name}")
     return data
-
-
-# ---- answers ----
 
 
 def match_answers(
@@ -222,9 +216,6 @@ def match_answers(
             "what is there"
         )
     return [found[item.key] for item in items if item.key in found]
-
-
-# ---- results ----
 
 
 def make_result(

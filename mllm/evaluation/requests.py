@@ -170,9 +170,6 @@ def check_names(what: str, names: Names, choices: Sequence[str]) -> None:
             raise ValueError(f"{what} must be one of {', '.join(choices)}, got {name!r}")
 
 
-# ---- reading it ----
-
-
 def read_items(path: Path) -> list[RequestItem]:
     """The items of a file; a malformed line is refused with file and line."""
     items: dict[str, RequestItem] = {}
@@ -232,9 +229,6 @@ def nudge_apart(scene: Scene) -> Scene:
             low = RADIUS[item.size] + MIN_INSET
             objects[index] = replace(item, x=min(max(item.x, low), 1 - low), y=min(max(item.y, low), 1 - low))
     raise ValueError(f"image must have room for its objects, got {scene.objects}; move them apart")
-
-
-# ---- judging ----
 
 
 def check_answer(expect: Expectation, given: Sequence[str | ParsedScene], before: Scene | None) -> list[str]:
@@ -303,9 +297,6 @@ def check_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[
 
 def name_of(item: SceneObject) -> str:
     return plain_phrase(Filter.of(item))
-
-
-# ---- running ----
 
 
 @dataclass

@@ -111,9 +111,6 @@ def check_file_name(name: str, where: str) -> None:
         raise ValueError(f"{where} must be usable as the name of a file, got {name!r}; change it")
 
 
-# ---- GenAI-Bench ----
-
-
 class GenAIBench(ImageBenchmark):
     """Does an image show what its prompt says, by VQAScore (Lin et al. 2024, Li et al. 2024).
 
@@ -372,9 +369,6 @@ class ClassSamples(ImageBenchmark):
         with whole_file(path) as unfinished, unfinished.open("wb") as archive:
             np.savez(archive, arr_0=images_MHW3, arr_1=labels_M)
         return [path]
-
-
-# ---- MJHQ-30K ----
 
 
 class MJHQ30K(ImageBenchmark):

@@ -178,9 +178,6 @@ def describe_crop(prepare: ImageProcessor) -> str:
     return f"shorter side to {scaled} ({how.resampling.name.lower()}), centre crop {size}"
 
 
-# ---- images ----
-
-
 class EvaluationImages:
     """Images of a folder and its subfolders, or of a tar archive, in the order of their names; opened one at a time."""
 
@@ -216,9 +213,6 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-# ---- reconstruction and codes ----
 
 
 @torch.no_grad()
@@ -269,9 +263,6 @@ def score_reconstruction(
         "bits_per_image": bits_per_image(entropy_K, num_positions),
     }
     return means(values, scale=1), codes
-
-
-# ---- classes: zero-shot accuracy by captions, and a linear probe ----
 
 
 Labelled = list[tuple[Path, int]]

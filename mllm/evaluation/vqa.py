@@ -80,13 +80,11 @@ def flatten(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-# ---- accuracy against ten people's answers (Antol et al. 2015) ----
-
 NUM_PEOPLE = 10
 
 
 def soft_accuracy(answer: str, people: Sequence[str]) -> float:
-    """0 to 1: the mean over the people of min(1, how many of the others gave the answer / 3)."""
+    """0 to 1: the mean over the people of min(1, how many of the others gave the answer / 3) (Antol et al. 2015)."""
     same = [said == answer for said in people]
     return sum(min(1.0, (sum(same) - is_same) / 3) for is_same in same) / len(same)
 

@@ -203,9 +203,6 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
     return scores
 
 
-# ---- running dialogues ----
-
-
 @dataclass(kw_only=True)
 class Held:
     """A dialogue while it is held: what was said so far, and how it is checked."""
@@ -465,8 +462,6 @@ def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
     """How many requests are satisfied when the best-scored of the first N candidates is kept."""
     return Rate(sum(item.is_right[max(range(number), key=item.scores.__getitem__)] for item in items), len(items))
 
-
-# ---- the table ----
 
 MORE = {
     "left_open": ("of these partly left open", "{left_open}"),

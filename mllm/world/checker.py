@@ -205,9 +205,6 @@ def overlap(solid_HW: NDArray[np.bool_], shape: str, radius: float, center: tupl
     return shared / (int(np.count_nonzero(ideal_HW)) + int(np.count_nonzero(solid_HW)) - shared)
 
 
-# ---- depth and segmentation images ----
-
-
 @dataclass(frozen=True, slots=True)
 class DenseScore:
     """How well a depth or segmentation image fits its scene."""
@@ -256,9 +253,6 @@ def found_classes(kind: str, image: Image.Image) -> NDArray[np.intp]:
     return np.where(is_near_HWP.any(-1), distances_HWP.argmin(-1), nearest_HW)
 
 
-# ---- how often the checker itself errs ----
-
-
 def checker_error(count: int, *, seed: int = 0, size: RenderSize = 128) -> float:
     """The share of this many rendered scenes that are not read correctly."""
     rng = Random(seed)
@@ -271,9 +265,6 @@ def same_scene(expected: Scene, found: Scene | None) -> bool:
     if found is None or found.background != expected.background:
         return False
     return pair_up(expected.objects, found.objects, partial(looks_like, tolerance=POSITION_TOLERANCE))
-
-
-# ---- borders ----
 
 
 def border_errors(image: Image.Image, scene: Scene) -> list[float]:

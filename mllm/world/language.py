@@ -74,9 +74,6 @@ TYPO_WORDS = re.compile(rf"[A-Za-z]{{{MIN_TYPO_LETTERS},}}")
 DECISIVE_WORDS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
 
 
-# ---- words ----
-
-
 @cache
 def phrases(table: str) -> dict[str, Any]:
     """One of the tables in phrases/."""
@@ -179,9 +176,6 @@ def choose_reference(choices: Sequence[Filter], rng: Random) -> Filter | None:
     if not choices:
         return None
     return choices[0] if rng.random() < 0.6 else rng.choice(choices)
-
-
-# ---- typos ----
 
 
 def add_typo(text: str, rng: Random) -> str:

@@ -59,9 +59,6 @@ DECLINES = re.compile(
 T = TypeVar("T")
 
 
-# ---- writing ----
-
-
 def plan_of(scene: Scene, *, digits: int = 1, grid: Grid = SQUARE) -> str:
     """The plan of a scene.
 
@@ -103,9 +100,6 @@ def num_squares(digits: int, grid: Grid) -> tuple[Fraction, Fraction]:
     """How many of these squares lie along the height and the width of an image."""
     along_shorter = BASE * LEVELS[digits]
     return Fraction(along_shorter * grid[0], min(grid)), Fraction(along_shorter * grid[1], min(grid))
-
-
-# ---- reading and comparing ----
 
 
 class PlannedObject(NamedTuple):

@@ -122,9 +122,6 @@ def _have_gap(x: float, y: float, size: str, other: SceneObject) -> bool:
     return math.hypot(x - other.x, y - other.y) >= RADIUS[size] + RADIUS[other.size] + MIN_GAP
 
 
-# ---- random scenes ----
-
-
 def random_scene(rng: Random, *, num_objects: int | None = None, allowed_pairs: frozenset[Pair] = ALL_PAIRS) -> Scene:
     """A random valid scene whose color-shape pairs are all allowed."""
     if num_objects is None:
@@ -219,9 +216,6 @@ def place_in_corners(kinds: Sequence[Kind], rng: Random) -> tuple[SceneObject, .
     return tuple(placed)
 
 
-# ---- splits ----
-
-
 def split_of(scene: Scene) -> Split:
     """The one split a scene belongs to: a hash of its content with positions rounded to a coarse grid, so that no test
     scene is a training scene moved by a hair.
@@ -242,9 +236,6 @@ def allowed_pairs(pairs: PairGroup) -> frozenset[Pair]:
     if pairs not in get_args(PairGroup):
         raise ValueError(f"pairs must be seen or held_out, got {pairs!r}")
     return SEEN_PAIRS if pairs == "seen" else ALL_PAIRS
-
-
-# ---- relations and places ----
 
 
 def offset(relation: str, a: SceneObject, b: SceneObject) -> float:
