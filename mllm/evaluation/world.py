@@ -46,8 +46,8 @@ from mllm.world.dialogue import (
     possible_answers,
 )
 from mllm.world.plan import ask_about
-from mllm.world.render import RenderSize, image_size, render
-from mllm.world.scene import PairGroup, Scene, SceneObject, Split, random_scene_for
+from mllm.world.render import RenderSize, render
+from mllm.world.scene import PairGroup, Scene, SceneObject, random_scene_for
 from mllm.world.sentence_reader import check_description
 from mllm.world.spec import ANY, check_scene
 from tokenizer.codes import fingerprint
@@ -62,6 +62,7 @@ CHECKER_COUNT = 2000
 """Rendered scenes on which the checker's own error is measured each time."""
 DENSE_PASS = 0.9
 """Mean IoU from which a depth or segmentation image counts as right."""
+ROUND_TRIP_BATCH = 64
 MODES: dict[str, Mode] = dict.fromkeys(("draw", "edit", "depth", "segment"), "image")
 MODES |= dict.fromkeys(("ask", "describe", "talk"), "text")
 """How an answer to a job is decoded; other jobs let the model choose between text and images."""
@@ -85,9 +86,9 @@ JOBS = ("ask", "describe", "edit", "depth", "segment", "interleaved", "multi_tur
 GROUPS = (Group("draw"), Group("draw", "held_out"), *map(Group, JOBS))
 
 
-def make_items(group: Group, count: int, *, seed: int, split: Split = "test") -> list[Dialogue]:
+def make_items(group: Group, count: int, *, seed: int) -> list[Dialogue]:
     """`count` dialogues about scenes that no training has seen; the same arguments give the same ones."""
-    episodes = (make_episode(index, seed=seed, split=split, pairs=group.pairs) for index in range(count))
+    episodes = (make_episode(index, seed=seed, split="test", pairs=group.pairs) for index in range(count))
     name = f"items/{seed}/{group.job}/{group.pairs}"
     return [make_dialogue(group.job, each, Random(f"{name}/{index}")) for index, each in enumerate(episodes)]
 
@@ -515,28 +516,21 @@ def best_of_lines(name: str, values: dict) -> list[str]:
 
 
 @torch.inference_mode()
-def score_round_trip(
-    tokenizer: UniTok, *, count: int, seed: int, size: RenderSize | None = None, batch_size: int = 64
-) -> dict:
+def score_round_trip(tokenizer: UniTok, *, count: int, seed: int, size: Size) -> dict:
     """PSNR, SSIM, share of test scenes still parsed right, and usage, entropy (nats) and perplexity of each codebook.
 
     Most patches of a drawing are plain background of a few colors. Where codes depend on their patch alone, each such
     color is one entry of a codebook, which bounds its perplexity: `highest_perplexity` is what a codebook of this size
     can reach. So `perplexity_of_borders` is over patches of more than one color; `plain_share` is that of the others.
-
-    Args:
-        size: (width, height) of the images; default: the tokenizer's.
     """
-    config = tokenizer.config
-    width, height = image_size(size or config.image_size)
-    prepare = ImageProcessor(width=width, height=height)
+    config, prepare = tokenizer.config, ImageProcessor(width=size[0], height=size[1])
     rng = Random(f"round trip/{seed}")
     scenes = [random_scene_for("test", rng) for _ in range(count)]
     num_right, found = 0, defaultdict[str, list[Tensor]](list)
     colors = Counter[tuple[float, ...]]()  # of patches of one color only
-    for start in tqdm(range(0, count, batch_size), desc="image tokenizer", leave=False):
-        batch = scenes[start : start + batch_size]
-        pixels_B3HW = prepare([render(scene, (width, height)) for scene in batch]).to(tokenizer.device)
+    for start in tqdm(range(0, count, ROUND_TRIP_BATCH), desc="image tokenizer", leave=False):
+        batch = scenes[start : start + ROUND_TRIP_BATCH]
+        pixels_B3HW = prepare([render(scene, size) for scene in batch]).to(tokenizer.device)
         codes_BKN = tokenizer.encode(pixels_B3HW)
         decoded_B3HW = tokenizer.decode(codes_BKN, grid=tokenizer.grid_of(pixels_B3HW))
         for scene, image in zip(batch, to_images(decoded_B3HW), strict=True):

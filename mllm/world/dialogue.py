@@ -340,32 +340,27 @@ def propose_question(
     scene: Scene,
     rng: Random,
     *,
-    kind: str | None = None,
     kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
     allowed_pairs: frozenset[Pair] = ALL_PAIRS,
 ) -> Question:
-    """A question with one clear answer. Yes and no come equally often where the scene permits both.
+    """A question with one clear answer, which names allowed color-shape pairs alone.
 
-    Args:
-        kind: of the question, where the scene has one; default: chosen at random by `kind_weights`.
-        allowed_pairs: the color-shape pairs that may be named.
+    Yes and no come equally often where the scene permits both.
     """
     for _ in range(QUESTION_TRIES):
-        chosen = kind or pick(kind_weights, rng)
-        variant = rng.choice(QUESTION_KINDS[chosen])
+        kind = pick(kind_weights, rng)
+        variant = rng.choice(QUESTION_KINDS[kind])
         if variant in PAIR_VARIANTS and len(scene.objects) < 2:
             continue
         wanted = rng.choice(("yes", "no"))
         for attempt in range(QUESTION_TRIES):
-            question = _propose_question(scene, chosen, variant, rng)
+            question = _propose_question(scene, kind, variant, rng)
             if question is None:
                 continue
             named = {item.pair for item in (question.first, question.second) if item and item.pair}
             right = answer(question, scene) if named <= allowed_pairs else None
             if right is not None and (right not in ("yes", "no") or right == wanted or attempt == QUESTION_TRIES - 1):
                 return question
-    if kind is not None:
-        return propose_question(scene, rng, allowed_pairs=allowed_pairs)
     return Question("background", "background")
 
 

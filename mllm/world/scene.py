@@ -155,11 +155,11 @@ def random_scene_for(split: Split, rng: Random, *, pairs: PairGroup = "seen", nu
             return scene
 
 
-def class_scene(index: int, rng: Random, *, split: Split = "train") -> Scene:
-    """A random scene of a class: its object somewhere, large or small, on any background."""
+def class_scene(index: int, rng: Random) -> Scene:
+    """A random scene of a class, for training: its object somewhere, large or small, on any background."""
     while True:
         scene = random_scene(rng, num_objects=1, allowed_pairs=frozenset({CLASSES[index]}))
-        if split_of(scene) == split:
+        if split_of(scene) == "train":
             return scene
 
 

@@ -186,7 +186,7 @@ def test_the_highest_perplexity_fills_up_the_rarest_entries() -> None:
 
 def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:
     tokenizer = UniTok.from_pretrained(Path(__file__).parents[3] / "mllm/assets/tiny/image_tokenizer")
-    result = score_round_trip(tokenizer, count=20, seed=1)
+    result = score_round_trip(tokenizer, count=20, seed=1, size=(256, 256))
     assert result["scenes_read_right"] >= 19 / 20 and result["psnr"] > 31
     assert max(result["perplexity"]) <= result["highest_perplexity"] < 20
     assert min(result["perplexity_of_borders"]) > 40 and 0.6 < result["plain_share"] < 0.8

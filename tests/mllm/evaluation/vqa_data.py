@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from mllm.evaluation.vqa import MME
-from mllm.world.dialogue import answer, propose_question, say_question
+from mllm.world.dialogue import QUESTION_WEIGHTS, answer, propose_question, say_question
 from mllm.world.render import render
 from mllm.world.scene import Scene, random_scene_for
 from tests.mllm.evaluation.builders import write_json, write_jsonl
@@ -62,7 +62,7 @@ def draw_scene(path: Path, rng: Random) -> Scene:
 
 def ask_about(scene: Scene, rng: Random, kind: str | None = None) -> tuple[str, str]:
     """A question in words, and its right answer."""
-    question = propose_question(scene, rng, kind=kind)
+    question = propose_question(scene, rng, kind_weights={kind: 1.0} if kind else QUESTION_WEIGHTS)
     return say_question(question, rng), answer(question, scene) or ""
 
 
