@@ -25,7 +25,7 @@ from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
-from mllm.files import counted, fingerprint_of, read_lines
+from mllm.files import counted, fingerprint_of, read_lines, write_image
 from mllm.pipeline import Pipeline
 from tokenizer.images import GAP, ImageProcessor, read_image, to_images
 from tokenizer.metrics import psnr
@@ -326,7 +326,7 @@ def draw_sheet(drawings: Sequence[Drawing], path: Path, *, size: int) -> None:
         name = right.name if len(right.name) <= CAPTION_LENGTH else f"{right.name[: CAPTION_LENGTH - 3]}..."
         about = f"{right.style}, held out" if group == held_out else right.style
         pen.text((left, top + size), f"{name}\n{about}", "black", font)
-    sheet.save(path)
+    write_image(path, sheet)
 
 
 def as_table(report: dict) -> str:

@@ -7,8 +7,9 @@ Images are read by the world's checker, words are compared as words; no model gr
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from math import hypot
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, Validat
 from mllm.conversation import ImagePart, Message, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
-from mllm.evaluation.world import Answer, Held, Part, answer_message, answer_with, hold
+from mllm.evaluation.world import Answer, Part, RunningDialogue, answer_message, answer_with, run_dialogues
 from mllm.files import counted, read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
@@ -300,27 +301,22 @@ def name_of(item: SceneObject) -> str:
 
 
 @dataclass
-class RunningItem(Held):
-    """An item while its turns are held; its scene is that of the last image."""
+class RequestDialogue(RunningDialogue):
+    """A dialogue of the file; its scene is that of the last image."""
 
     item: RequestItem
     failure: dict[str, Any] | None = None
+    answered: list[tuple[str, bool]] = field(default_factory=list)  # what turns asked for, and if the answer was right
 
     def goes_on(self, turn: int) -> bool:
         return self.failure is None and turn < len(self.item.turns)
 
-    @property
-    def answered(self) -> list[tuple[str, bool]]:
-        """What each turn that was held asked for, and whether the answer was right."""
-        num_held = len(self.item.turns) if self.failure is None else self.failure["turn"]
-        held, has_image, found = self.item.turns[:num_held], self.item.image is not None, []
-        for turn, is_right in zip(held, [True] * (num_held - 1) + [self.failure is None], strict=True):
-            drawing = "later drawing" if has_image else "first drawing"
-            expect = turn.expect
-            asked = "words" if expect.scene is None else "change" if expect.keeps else drawing
-            has_image = has_image or expect.scene is not None
-            found.append((asked, is_right))
-        return found
+    def asks_for(self, turn: int) -> str:
+        expect = self.item.turns[turn].expect
+        if expect.scene is None:
+            return "words"
+        has_image = self.item.image or any(each.expect.scene for each in self.item.turns[:turn])
+        return "change" if expect.keeps else "later drawing" if has_image else "first drawing"
 
     def ask(self, turn: int) -> None:
         parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
@@ -340,6 +336,7 @@ class RunningItem(Held):
                 "reason": "; ".join(wrong),
                 "answer": [part if isinstance(part, str) else f"[image: {name_scene(part)}]" for part in read],
             }
+        self.answered.append((self.asks_for(turn), not wrong))
         self.messages.append(answer_message(given))
         for part in read:
             self.scene = self.scene if isinstance(part, str) else part.scene
@@ -354,23 +351,22 @@ def name_scene(image: ParsedScene) -> str:
 def evaluate_requests(answer: Answer, items: Sequence[RequestItem], *, seed: int = 0) -> dict[str, Any]:
     """Right and total of each kind, in all, and of the turns of conversations, 95 % intervals, and the failures; item i
     has seed + i."""
-    running = [RunningItem(item, seed=seed + index) for index, item in enumerate(items)]
-    held = hold(answer, running, "interleaved", name="requests")
-    rates = {}
-    for kind in [*dict.fromkeys(item.kind for item in items), None]:  # None: all of them
-        counted = [each for each in held if kind in (None, each.item.kind)]
-        rates[kind] = Rate(sum(each.failure is None for each in counted), len(counted))
-    overall = rates.pop(None)
-    answered = [answer for each in held if len(each.item.turns) > 1 for answer in each.answered]
+    dialogues = [RequestDialogue(item, seed=seed + index) for index, item in enumerate(items)]
+    run_dialogues(answer, dialogues, "interleaved", name="requests")
+    results = [(each.item.kind, each.failure is None) for each in dialogues]
+    totals = Counter(item.kind for item in items)
+    rates = {kind: Rate(results.count((kind, True)), total) for kind, total in totals.items()}
+    overall = Rate(sum(rate.passed for rate in rates.values()), len(items))
+    answered = [answer for each in dialogues if len(each.item.turns) > 1 for answer in each.answered]
     return {
         "kinds": {kind: {"right": rate.passed, "total": rate.total} for kind, rate in rates.items()},
         "right": overall.passed,
         "total": overall.total,
         "turns": {
-            name: {"right": answered.count((name, True)), "total": sum(asked == name for asked, _ in answered)}
-            for name in sorted({asked for asked, _ in answered})
+            name: {"right": answered.count((name, True)), "total": total}
+            for name, total in sorted(Counter(asked for asked, _ in answered).items())
         },
-        "failures": [each.failure for each in held if each.failure is not None],
+        "failures": [each.failure for each in dialogues if each.failure is not None],
         "intervals": {name: list(rate.interval) for name, rate in {**rates, "all": overall}.items()},
     }
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -123,9 +123,9 @@ def measure_world(
     size = size or default_size(config)
     grid_of(size, config)  # refuses a size that the model does not have
     answer = answer_with(pipeline, at_once=batch_size, size=size, sampling=sampling)
-    held = hold_groups(answer, count=count, seed=seed, size=size, groups=groups)
+    done = run_groups(answer, count=count, seed=seed, size=size, groups=groups)
     if items is not None:
-        write_lines(items, (each.as_line(group) for group, running in held.items() for each in running))
+        write_lines(items, (each.as_line(group) for group, dialogues in done.items() for each in dialogues))
     settings: dict[str, Any] = {"best_of": best_of, "count": count, "seed": seed, "chunk": 8 * batch_size}
     score = partial(pipeline.score, questions=ask_about)
     self_scored = {g.name: measure_best_of(answer, score, g, **settings) for g in drawing if best_of}
@@ -140,7 +140,7 @@ def measure_world(
         **about,
         "checker_error": {"rate": checker_error(CHECKER_COUNT, seed=seed, size=size), "count": CHECKER_COUNT},
         "tokenizer": score_round_trip(tokenizer, count=count, seed=seed, size=size),
-        "scores": {group.name: score_group(group, running) for group, running in held.items()},
+        "scores": {group.name: score_group(group, dialogues) for group, dialogues in done.items()},
         **({"self_scored": self_scored} if best_of else {}),
     }
 
@@ -176,14 +176,14 @@ def evaluate_world(
     answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
 ) -> dict[str, dict]:
     """The scores of each group."""
-    held = hold_groups(answer, count=count, seed=seed, size=size, groups=groups)
-    return {group.name: score_group(group, running) for group, running in held.items()}
+    done = run_groups(answer, count=count, seed=seed, size=size, groups=groups)
+    return {group.name: score_group(group, dialogues) for group, dialogues in done.items()}
 
 
-def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
-    results = [result for each in running for result in each.results]
-    skills = [(skill, each.passed) for each in running for skill in each.dialogue.skills]
-    passed = [each.passed for each in running]
+def score_group(group: Group, dialogues: Sequence[WorldDialogue]) -> dict:
+    results = [result for each in dialogues for result in each.results]
+    skills = [(skill, each.passed) for each in dialogues for skill in each.dialogue.skills]
+    passed = [each.passed for each in dialogues]
     if group.job == "ask":  # every question is an item
         passed = [result.passed for result in results]
         skills = list(zip((skill for skill, _ in skills), passed, strict=True))
@@ -192,12 +192,12 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
         by_skill[skill].append(is_passed)
     scores = as_values(Rate(sum(passed), len(passed)))
     if group.job not in MODES:  # more is said after a drawing
-        scores["left_open"] = sum(each.passed and any(j.left_open for j in each.results) for each in running)
+        scores["left_open"] = sum(each.passed and any(j.left_open for j in each.results) for each in dialogues)
     scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
     dense = [result.dense for result in results if result.dense is not None]
     if dense and group.job in ("depth", "segment"):  # an answer without an image counts 0
-        scores["mean_iou"] = sum(score.mean_iou for score in dense) / len(running)
-        scores["pixel_accuracy"] = sum(score.pixel_accuracy for score in dense) / len(running)
+        scores["mean_iou"] = sum(score.mean_iou for score in dense) / len(dialogues)
+        scores["pixel_accuracy"] = sum(score.pixel_accuracy for score in dense) / len(dialogues)
     borders = [error for result in results for error in result.border_errors]
     if borders and group.job == "draw":
         scores["border_error"] = sum(borders) / len(borders)
@@ -205,8 +205,8 @@ def score_group(group: Group, running: Sequence[RunningDialogue]) -> dict:
 
 
 @dataclass(kw_only=True)
-class Held:
-    """A dialogue while it is held: what was said so far, and how it is checked."""
+class RunningDialogue:
+    """What was said in a dialogue so far, what comes next, and how answers are checked."""
 
     seed: int
     messages: list[Message] = field(default_factory=list)
@@ -224,35 +224,31 @@ class Held:
         raise NotImplementedError
 
 
-AnyHeld = TypeVar("AnyHeld", bound=Held)
-
-
-def hold(answer: Answer, held: Sequence[AnyHeld], mode: Mode, *, name: str) -> Sequence[AnyHeld]:
-    """The same dialogues, held to their ends turn by turn."""
+def run_dialogues(answer: Answer, dialogues: Sequence[RunningDialogue], mode: Mode, *, name: str) -> None:
+    """Take dialogues to their ends, turn by turn; they are changed in place."""
     for turn in itertools.count():
-        active = [each for each in held if each.goes_on(turn)]
+        active = [each for each in dialogues if each.goes_on(turn)]
         if not active:
-            break
+            return
         for each in active:
             each.ask(turn)
         answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
         for index, given in tqdm(answers, total=len(active), desc=name, leave=False):
             active[index].receive(turn, given)
-    return held
 
 
-def hold_groups(
+def run_groups(
     answer: Answer, *, count: int, seed: int, size: RenderSize, groups: Sequence[Group]
-) -> dict[Group, Sequence[RunningDialogue]]:
-    """`count` dialogues of each group, held to their ends; the one at index n has seed + n."""
+) -> dict[Group, Sequence[WorldDialogue]]:
+    """`count` finished dialogues of each group; the one at index n has seed + n."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    held = {}
+    done = {}
     for group in groups:
         items = make_items(group, count, seed=seed)
-        running = [RunningDialogue(item, seed=seed + index, size=size) for index, item in enumerate(items)]
-        held[group] = hold(answer, running, MODES.get(group.job, "interleaved"), name=group.name)
-    return held
+        done[group] = [WorldDialogue(item, seed=seed + index, size=size) for index, item in enumerate(items)]
+        run_dialogues(answer, done[group], MODES.get(group.job, "interleaved"), name=group.name)
+    return done
 
 
 def answer_what_fits(
@@ -276,7 +272,7 @@ def answer_what_fits(
 
 
 @dataclass
-class RunningDialogue(Held):
+class WorldDialogue(RunningDialogue):
     """A dialogue of the world, whose answers are checked part by part."""
 
     dialogue: Dialogue

@@ -22,7 +22,7 @@ from mllm.evaluation.world import (
     GROUPS,
     Candidates,
     Group,
-    RunningDialogue,
+    WorldDialogue,
     best_of_lines,
     check_answer,
     evaluate_world,
@@ -299,7 +299,7 @@ def test_scores_say_how_many_were_left_open_and_unreadable_images_are_never_righ
     assert not check_answer(ask("color of", HEART), "red", None).passed
     dialogues = []
     for scene, words in ((WANTED, "red"), (WANTED, "blue"), (TWO_HEARTS, "red"), (TWO_HEARTS, "blue")):
-        dialogue = RunningDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
+        dialogue = WorldDialogue(Dialogue("multi_turn", (), (ask("color of", HEART),)), seed=0)
         dialogue.results.append(check_answer(dialogue.dialogue.checks[0], words, scene))
         dialogues.append(dialogue)
     scores = score_group(Group("multi_turn", "seen"), dialogues)
