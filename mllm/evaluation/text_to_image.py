@@ -327,8 +327,13 @@ class T2ICompBench(ImageBenchmark):
         if not isinstance(records, list) or len(records) != len(answered):
             found = len(records) if isinstance(records, list) else type(records).__name__
             raise ValueError(f"{annotations} must have one answer for each of {len(answered)} images, got {found}")
-        scores = means({"overall": [float(record["answer"]) for record in records]}, scale=1)
-        return Scores(self.protocol("official", count=len(answered)), "overall", scores)
+        try:
+            values = [float(record["answer"]) for record in records]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{annotations} must have a number as every answer, got {error}; give vqa_result.json"
+            ) from error
+        return Scores(self.protocol("official", count=len(answered)), "overall", means({"overall": values}, scale=1))
 
 
 class ClassSamples(ImageBenchmark):

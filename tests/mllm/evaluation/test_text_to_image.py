@@ -241,8 +241,9 @@ def test_dpg_bench_and_t2i_compbench(tmp_path: Path) -> None:
     assert {"samples/a red bench_000009.png", "samples/a blue bowl_000010.png"} < run.names and len(run.names) == 20
     results = write_json(tmp_path / "vqa.json", [{"question_id": n, "answer": str(n / 20)} for n in range(20)])
     assert run.score(results).scores["overall"].value == pytest.approx(0.475)
-    with pytest.raises(ValueError, match="got 0"):
-        run.score(write_json(tmp_path / "vqa.json", []))
+    for wrong in ([], [{"question_id": 0}] * 20, [{"answer": "yes"}] * 20):
+        with pytest.raises(ValueError, match=r"vqa\.json must have"):
+            run.score(write_json(tmp_path / "vqa.json", wrong))
 
 
 def test_mjhq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
