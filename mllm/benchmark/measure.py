@@ -10,6 +10,7 @@ import platform
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,11 +123,6 @@ def busy_seconds() -> float:
     return (user + nice + system + interrupts + soft_interrupts) / 100  # in hundredths on every Linux
 
 
-def own_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes at the highest point so far: of the process, or of what torch holds on a GPU."""
     if device.type == "cuda":
@@ -138,15 +134,16 @@ def peak_memory(device: torch.device) -> int:
 def run_benchmark(
     cases: Iterable[Case], *, rounds: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    busy, own = busy_seconds(), own_seconds()
+    busy, own = busy_seconds(), time.process_time()
     roofline = measure_roofline(device, dtype)
     found = [measure_case(case, roofline, rounds=rounds, device=device) for case in cases]
+    own = time.process_time() - own
     return {
         "version": version_of(TOOLKIT),
         "machine": describe_machine(device),
         **roofline._asdict(),
-        "own_seconds": own_seconds() - own,
-        "foreign_seconds": max(0.0, busy_seconds() - busy - (own_seconds() - own)),
+        "own_seconds": own,
+        "foreign_seconds": max(0.0, busy_seconds() - busy - own),
         "peak_memory_bytes": peak_memory(device),
         "cases": found,
     }

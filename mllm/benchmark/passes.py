@@ -1,4 +1,4 @@
-"""How many passes of the network a image takes: `mllm benchmark passes`.
+"""How many passes of the network an image takes: `mllm benchmark passes`.
 
 Without speculation there are as many passes as positions are sampled: every word of a plan, every position of an image.
 Each drawing has another prompt and seed, and each edit changes the drawing before it. Counts do not depend on the
@@ -26,14 +26,14 @@ def count_passes(pipeline: Pipeline, *, count: int) -> dict[str, dict[str, Any]]
     for seed in range(count):
         settings = {"seed": seed, "resamples": 0}
         prompt, color = PROMPTS[seed % len(PROMPTS)], COLORS[seed // len(PROMPTS) % len(COLORS)]
-        (image,), passes = counted(pipeline, partial(pipeline.draw, prompt, **settings))
+        (image,), passes = passes_of(pipeline, partial(pipeline.draw, prompt, **settings))
         drawings.append(passes)
-        _, passes = counted(pipeline, partial(pipeline.edit, image, f"Make the circle {color}.", **settings))
+        _, passes = passes_of(pipeline, partial(pipeline.edit, image, f"Make the circle {color}.", **settings))
         edits.append(passes)
     return {"drawing": summary(drawings), "edit": summary(edits)}
 
 
-def counted(pipeline: Pipeline, make: Callable[..., Any]) -> tuple[Any, Passes]:
+def passes_of(pipeline: Pipeline, make: Callable[..., Any]) -> tuple[Any, Passes]:
     """What a call of the pipeline makes, and the passes that it took."""
     turns_of_codes: set[int] = set()
     engine, first = pipeline.engine, pipeline.engine.turn
