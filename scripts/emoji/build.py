@@ -35,7 +35,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from mllm.files import whole_file, write_lines, write_text
 from scripts.emoji.records import LIT, OTHER_COLORS, make_records
-from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_symbol_names
+from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_nouns, read_symbol_names
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,8 @@ Images, drawn at {size} x {size} pixels on white, from the packages of the Iconi
 {images}
 
 Names, keywords and groups: emojibase-data (Miles Johnson, MIT, https://github.com/milesj/emojibase) and the
-annotations of Unicode CLDR (Unicode, Inc., Unicode-3.0, https://github.com/unicode-org/cldr-json).
+annotations of Unicode CLDR (Unicode, Inc., Unicode-3.0, https://github.com/unicode-org/cldr-json). Names of what
+is declined: WordNet 3.1 (Princeton University, https://wordnet.princeton.edu/license-and-commercial-use).
 
 Licences: Apache-2.0 https://www.apache.org/licenses/LICENSE-2.0, CC-BY-4.0 https://creativecommons.org/licenses/by/4.0/,
 MIT https://opensource.org/license/mit, Unicode-3.0 https://www.unicode.org/license.txt. The images were converted
@@ -175,7 +176,8 @@ def build(folder: Path, *, styles: list[str], size: int, packages: Path, num_pro
     write_lines(folder / "cells.jsonl", map(describe, cells))
     num_tars = write_tars(cells, folder / "images", folder / "tokenizer")
     logger.info("%d tars, splits %s", num_tars, dict(Counter(cell.split for cell in cells)))
-    for job, made in make_records(cells, symbol_names=read_symbol_names(found)).items():
+    other_names = [*read_symbol_names(found), *read_nouns(found)]
+    for job, made in make_records(cells, other_names=other_names).items():
         records = list(made)
         augment_all(records, folder / "images", num_processes=num_processes)
         write_lines(folder / "records" / job / f"{job}.jsonl", records)

