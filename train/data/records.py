@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
@@ -149,14 +150,21 @@ def find_image(value: Any, folder: Path) -> RawImage:
 
 
 def _on_disk(folder: Path, name: Path) -> Path:
-    """Where a file is: below the folder, or below one of its sub-folders, as in COCO/val2014."""
+    """Where a file is: below the folder, or below one of its sub-folders, as in COCO/val2014. Accents may be composed
+    in the name and decomposed on the disk (archives from macOS), or the other way round."""
+    spellings = dict.fromkeys([str(name), *(normalize(form, str(name)) for form in ("NFC", "NFD"))])
     with suppress(OSError):  # such as a name that is too long for a file
-        if name.is_absolute() or (folder / name).is_file():
-            return folder / name
-        found = [path for subfolder in _subfolders(folder) if (path := subfolder / name).is_file()]
-        if len(found) > 1:
-            raise BadRecord(f"{name} must be in one folder, got {found[0]} and {found[1]}; choose one with --images")
-        return (found or [folder / name])[0]
+        for spelling in spellings:
+            if (folder / spelling).is_file():
+                return folder / spelling
+            subfolders = [] if name.is_absolute() else _subfolders(folder)
+            found = [path for subfolder in subfolders if (path := subfolder / spelling).is_file()]
+            if len(found) > 1:
+                raise BadRecord(
+                    f"{name} must be in one folder, got {found[0]} and {found[1]}; choose one with --images"
+                )
+            if found:
+                return found[0]
     return folder / name
 
 

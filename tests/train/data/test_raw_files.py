@@ -10,6 +10,7 @@ import tarfile
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pyarrow as pa
@@ -421,3 +422,14 @@ def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(t
     ):
         with pytest.raises(BadRecord):
             read({"image": value, "caption": "x"}, folder).parts[-1].open()
+
+
+def test_image_names_are_found_in_the_other_normal_form_of_unicode(tmp_path: Path) -> None:
+    composed, decomposed = (normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD"))
+    for named, there in ((composed, decomposed), (decomposed, composed)):
+        for place in ("", "val2014/", "a.org/"):
+            folder = tmp_path / f"{len(named)}{place}"
+            (folder / place).mkdir(parents=True)
+            (folder / place / there).write_bytes(png())
+            for value in (f"https://a.org/{named}",) if place == "a.org/" else (named, str(folder / place / named)):
+                assert read({"image": value, "caption": "x"}, folder).parts[-1].open().size == (5, 4), value
