@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 BLOCK = 4096
 SHARDS_AT_ONCE = 16  # shards whose rows are shuffled together
 SHORT_CAPTION_SHARE = 0.2  # where an image has a short and a long caption; UniTok's choice
-MAX_FRUITLESS = 10_000  # samples in succession of which none fits a row, before that is an error
 MAX_REPORTS = 20  # samples that do not fit and are named one by one; later ones are only counted, at every power of two
 
 
@@ -43,37 +42,35 @@ class ShardSequences(SequenceSource):
     def __init__(self, mixture: Mixture, data: MLLMData, tokenizers: Tokenizers, shape: BatchShape) -> None:
         self.mixture, self.data, self.tokenizers, self.shape = mixture, data, tokenizers, shape
         self.num_buffers, self.num_left_out = data.packing_buffers, 0
+        self.too_long: list[int] = []  # positions of the latest samples in succession that do not fit
 
     def __getitem__(self, index: int) -> list[TokenSequence]:
         record, config = self.mixture[index], self.tokenizers.config
         how = {"prompt_dropout": self.data.prompt_dropout, "describe_share": self.data.describe_share}
         sequence = sample_sequence(record, Random(f"sample/{self.mixture.seed}/{index}"), self.tokenizers, **how)
-        if len(sequence) <= self.shape.length:
-            return [sequence]
-        pieces = cut_sequence(sequence, self.shape.length, config=config) if record.kind == "document" else None
+        pieces = [sequence] if len(sequence) <= self.shape.length else None
+        if pieces is None and record.kind == "document":
+            pieces = cut_sequence(sequence, self.shape.length, config=config)
         if pieces is None:
-            self._report(record, len(sequence))
-        return pieces or []
+            self._leave_out(record, len(sequence))
+            return []
+        self.too_long.clear()
+        return pieces
 
     def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
         return self[sample * self.num_buffers + buffer][piece]
 
     def refill(self, buffer: PackingBuffer) -> None:
         """Read until `buffer_size` sequences wait."""
-        num_fruitless = 0
         while len(buffer.waiting) < self.data.buffer_size:
             pieces = self[buffer.sample * self.num_buffers + buffer.index]
             buffer.waiting += [Waiting(sequence, buffer.sample, piece) for piece, sequence in enumerate(pieces)]
             buffer.sample += 1
-            num_fruitless = 0 if pieces else num_fruitless + 1
-            if num_fruitless == MAX_FRUITLESS:
-                raise ValueError(
-                    f"samples must fit a row of {self.shape.length} positions, got {MAX_FRUITLESS} longer ones in "
-                    "succession; raise length in the recipe"
-                )
 
-    def _report(self, record: Record, num_positions: int) -> None:
+    def _leave_out(self, record: Record, num_positions: int) -> None:
         self.num_left_out += 1
+        self.too_long.append(num_positions)
+        self.require_some_fit(self.too_long)
         if self.num_left_out <= MAX_REPORTS or self.num_left_out.bit_count() == 1:
             text = "%s, %s does not fit: it has %d positions, a row has %d; left out (number %d)"
             logger.warning(text, record.source, record.place, num_positions, self.shape.length, self.num_left_out)

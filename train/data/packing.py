@@ -16,6 +16,7 @@ workers, and cannot be asked for batch b.
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -30,6 +31,7 @@ from mllm.sequence import PackedBatch, TokenSequence, pack_rows, take_row
 from tokenizer.unitok import UniTok
 
 CHECKPOINT_EVERY = 16  # batches of a buffer between two of its checkpoints
+MAX_TOO_LONG = 1000  # samples in succession that fit no row, before that is an error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +78,14 @@ class SequenceSource(ABC):
     def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
         """A sequence of sample number `sample` of a buffer, after a restart; only where buffers outlive a batch."""
         raise NotImplementedError
+
+    def require_some_fit(self, too_long: Sequence[int]) -> None:
+        """Refuse rows that no sample fits. `too_long`: positions of the samples in succession that did not."""
+        if len(too_long) == MAX_TOO_LONG:
+            raise ValueError(
+                f"samples must fit a row of {self.shape.length} positions, got {MAX_TOO_LONG} longer ones in "
+                f"succession, the shortest of {min(too_long)}; raise length in the recipe"
+            )
 
 
 class PackedBatches(Dataset):

@@ -56,7 +56,7 @@ SPARE = 1.2
 NUM_FINGERPRINTED = 16
 """Conversations that tell whether the grammar is still that of the codes."""
 MAX_TRIES = 1000
-"""Episodes looked at for one of few objects, and samples for one that fits a row."""
+"""Episodes looked at for one of few objects."""
 
 
 # Rendering and encoding
@@ -303,18 +303,16 @@ class WorldSequences(SequenceSource):
             return
         mixture = f"/{self.data.mixture_seed}" if self.data.mixture_seed else ""
         rng = Random(f"batch/{self.data.seed}{mixture}/{buffer.index}")
-        num_wanted, num_too_long = int(SPARE * self.shape.rows * self.shape.length), 0
+        num_wanted, too_long = int(SPARE * self.shape.rows * self.shape.length), list[int]()
         while num_wanted > 0:
             sequence = self.draw(rng)
             if len(sequence) <= self.shape.length:  # the longest running dialogues (about one in 500) are left out
                 buffer.waiting.append(Waiting(sequence))
                 num_wanted -= len(sequence)
-                num_too_long = 0
-            elif (num_too_long := num_too_long + 1) == MAX_TRIES:
-                raise ValueError(
-                    f"samples must fit a row of {self.shape.length} positions, got {MAX_TRIES} longer ones in "
-                    f"succession, the last of {len(sequence)}; raise length in the recipe"
-                )
+                too_long.clear()
+            else:
+                too_long.append(len(sequence))
+                self.require_some_fit(too_long)
         buffer.sample = len(buffer.waiting)
 
     def draw(self, rng: Random) -> TokenSequence:

@@ -161,17 +161,23 @@ def test_positions_restart_nothing_is_learned_across_samples_and_images_are_neve
             assert frames == [config.begin_image_id, config.end_image_id] * (len(frames) // 2)
 
 
-def test_samples_that_cannot_fit_are_reported_and_left_out(
-    make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("train.data.mixture.MAX_FRUITLESS", 30)
+def test_samples_that_cannot_fit_are_reported_and_left_out(make, caplog: pytest.LogCaptureFixture) -> None:
     batches = make(length=23, some=slice(1, 2))
     with caplog.at_level(logging.WARNING):
         batches[0]
     longest = [record.getMessage() for record in caplog.records]
     assert longest and all("chat.jsonl, " in line and "a row has 23; left out" in line for line in longest)
-    with pytest.raises(ValueError):
+
+
+def test_a_length_that_no_sample_fits_is_refused_soon_with_the_shortest_of_them(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, read, read_one = make(length=4000, some=slice(0, 1)).source, [], ShardSequences.__getitem__
+    monkeypatch.setattr(ShardSequences, "__getitem__", lambda self, n: read.append(n) or read_one(self, n))
+    with pytest.raises(ValueError) as caught:
         make(length=5, some=slice(0, 1))[0]
+    assert len(read) == 1000
+    assert f"the shortest of {min(len(read_one(whole, n)[0]) for n in read)};" in str(caught.value)
 
 
 def test_documents_longer_than_a_row_are_learned_whole(make) -> None:
