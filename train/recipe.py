@@ -497,13 +497,22 @@ def resolve(
 ) -> R:
     """Apply `--key value` overrides, check against the dataclass and build it. Raises ValueError that names an unknown
     or missing key, or a value of the wrong type or size. `path`: of the recipe, for messages."""
-    for keys, value in _read_overrides(overrides):
+    given = _read_overrides(overrides)
+    for keys, value in given:
         values = _with(values, keys, value)
     try:
         return TypeAdapter(recipe_type).validate_python(_with_new_names(values))
     except ValidationError as error:
-        reason = wrong_value(error, advice="change it")
-        raise ValueError(f"{path or 'the recipe'} must fit {recipe_type.__name__}, but {reason}") from None
+        reason, where = wrong_value(error, advice="change it"), error.errors()[0]["loc"]
+        source, beside = str(path or "the recipe"), []
+        for keys, _ in given:
+            names, option = tuple(RENAMED.get(key, key) for key in keys), f"--{'.'.join(keys)}"
+            if where[: len(names)] == names:
+                source = option
+            elif names[: len(where)] == where and names[-1] in reason:  # values that do not fit each other
+                beside.append(option)
+        source += f" with {' and '.join(beside)}" if beside else ""
+        raise ValueError(f"{source} must fit {recipe_type.__name__}, but {reason}") from None
 
 
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

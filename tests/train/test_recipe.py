@@ -85,6 +85,22 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_the_file_and_the_ke
             resolve(TokenizerRecipe, {"output": "out"}, words)
 
 
+def test_what_the_command_line_got_wrong_names_the_option() -> None:
+    path, values = Path("some.yaml"), read_yaml(find_recipe("tiny"))
+    for words, source in (
+        (["--rows", "0"], "--rows must fit MLLMRecipe, but rows must be greater than 0, got '0'"),
+        (["--rows", "4", "--lenght=3"], "--lenght must fit"),
+        (["--optimizer.betas=[0.9, x]"], "--optimizer.betas must fit"),
+        (["--data.outline_digits", "7"], "--data.outline_digits must fit"),
+        (["--data.min_objects", "3", "--data.max_objects=2"], "some.yaml with --data.min_objects and --data.max_ob"),
+        (["--rows", "4", "--start_from", "x", "--backbone", "y"], "some.yaml with --start_from and --backbone must"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(source)}"):
+            resolve(MLLMRecipe, values, words, path=path)
+    with pytest.raises(ValueError, match="^some.yaml must fit MLLMRecipe, but rows must"):
+        resolve(MLLMRecipe, {**values, "rows": 0}, ["--length", "3"], path=path)
+
+
 def refuse(recipe_type: type, values: dict[str, Any], key: str, value: object, named: str = "") -> None:
     first, _, inside = key.partition(".")
     changed = {**values, first: {**(values.get(first) or {}), inside: value} if inside else value}
