@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,6 +29,16 @@ def _as_path(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
+def _of_bundled_model(value: object, inside: str = "") -> object:
+    """A path; the name of a bundled model stands for its folder, or for what is inside of it."""
+    name = str(path := _as_path(value))
+    if Path(name).name != name or any((Path(name) / file).is_file() for file in ("", "config.json", "tokenizer.model")):
+        return path
+    from mllm.checkpoint import BUNDLED_MODELS, find_model_folder  # takes seconds, which a wrong recipe should not
+
+    return find_model_folder(name) / inside if name in BUNDLED_MODELS else path
+
+
 def _no_boolean(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"must be a number, got {value}; give one")
@@ -45,6 +56,9 @@ Seed = Annotated[int, Number, Field(ge=0, lt=2**32)]  # of all generators; NumPy
 Real = Annotated[float, Number]
 Share = Annotated[float, Number, Field(ge=0, le=1)]
 File = Annotated[Path, BeforeValidator(_as_path)]  # a file or folder; its name may be a number
+ModelFolder = Annotated[Path, BeforeValidator(_of_bundled_model)]
+SentencePieceFile = Annotated[Path, BeforeValidator(partial(_of_bundled_model, inside="tokenizer.model"))]
+ImageTokenizerFolder = Annotated[Path, BeforeValidator(partial(_of_bundled_model, inside="image_tokenizer"))]
 STRICT = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=True)
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -162,8 +176,9 @@ class TokenizerRecipe:
     kind: Literal["image_tokenizer"] = "image_tokenizer"
     preset: Literal["tiny", "large"] = "tiny"  # the UniTokConfig to start from
     architecture: dict[str, Any] = field(default_factory=dict)  # fields of UniTokConfig that differ from the preset
-    start_from: File | None = None
-    """Folder of a tokenizer whose weights and sizes to start from; `architecture` may then only change the decoder."""
+    start_from: ImageTokenizerFolder | None = None
+    """Folder of a tokenizer (or the name of a bundled model) whose weights and sizes to start from; `architecture` may
+    then only change the decoder."""
     trainable: Literal["all", "decoder"] = "all"
     """"decoder" freezes everything that produces codes, so that a language model trained on these codes can use the
     new decoder. With `shrink` in `architecture` the same codes come from images of half the size and are decoded at
@@ -171,7 +186,7 @@ class TokenizerRecipe:
     shards: ShardsRecipe = field(default_factory=ShardsRecipe)
     world_crop: PositiveInt | None = None
     """Side in pixels of windows on objects of the synthetic world (most of an image is flat). None: whole images."""
-    text_tokenizer: File | None = None
+    text_tokenizer: SentencePieceFile | None = None
     """Of captions: a SentencePiece model, OpenAI's bpe_simple_vocab_16e6.txt.gz, or the folder of a CLIP tokenizer."""
     lpips: File | None = None  # weights of LPIPS, as in lpips_with_vgg.pth
     steps: PositiveInt = 4000
@@ -405,10 +420,10 @@ class Validation:
 class MLLMRecipe:
     output: File
     kind: Literal["mllm"] = "mllm"
-    image_tokenizer: File
-    text_tokenizer: File  # SentencePiece model of the text tokenizer, or a folder that has one
+    image_tokenizer: ImageTokenizerFolder  # or the name of a bundled model, as in the next two
+    text_tokenizer: ModelFolder  # SentencePiece model of the text tokenizer, or a folder that has one
     model: dict[str, Any] = field(default_factory=dict)  # fields of MLLMConfig; with `start_from`, those to change
-    start_from: File | None = None  # folder of a model of ours to train further
+    start_from: ModelFolder | None = None  # folder of a model of ours to train further
     backbone: File | None = None
     """Folder of a language model in the Hugging Face layout to build a new model around. Its vocabulary is extended;
     code embedding and code head are new. Of a model of ours only the language model is taken, for another image

@@ -85,6 +85,18 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_the_file_and_the_ke
             resolve(TokenizerRecipe, {"output": "out"}, words)
 
 
+def test_names_of_bundled_models_stand_for_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()  # no model
+    words = ["--start_from", "tiny", "--image_tokenizer=tiny", "--text_tokenizer", "tiny"]
+    recipe = resolve(MLLMRecipe, read_yaml(find_recipe("tiny_language")), words)
+    assert (recipe.start_from, recipe.text_tokenizer) == (BUNDLED, BUNDLED)
+    assert recipe.image_tokenizer == BUNDLED / "image_tokenizer"
+    assert resolve(TokenizerRecipe, {"output": "x", "start_from": "tiny"}).start_from == BUNDLED / "image_tokenizer"
+    (tmp_path / "tiny" / "config.json").touch()  # a model
+    assert resolve(TokenizerRecipe, {"output": "x", "start_from": "tiny"}).start_from == Path("tiny")
+
+
 def test_what_the_command_line_got_wrong_names_the_option() -> None:
     path, values = Path("some.yaml"), read_yaml(find_recipe("tiny"))
     for words, source in (
