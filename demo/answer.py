@@ -39,6 +39,7 @@ SHOWN_BY_BROWSERS = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp"}
 BAR = '<div class="drawing">'
 NUM_PREVIEWS = 4  # of an image while it is drawn, at most; one that is not decoded before the next is left out
 PREVIEW = re.compile("<img [^>]*>")
+ALL_CODES = 2**16  # the top-k of an empty field: as many as a codebook can have
 FAILURE = "failure"
 """Marks an error shown as an answer. It and the request before it are not part of the conversation that is answered."""
 
@@ -67,7 +68,8 @@ class Settings:
             if getattr(self, name) != getattr(defaults, name):
                 changed[name] = getattr(self, name)
         if (self.top_k or "") != (defaults.top_k or ""):
-            changed["top_k"] = read_count(self.top_k, name="Top-k")
+            top_k = read_count(self.top_k, name="Top-k")
+            changed["top_k"] = ALL_CODES if top_k is None else top_k
         return changed
 
 
@@ -169,6 +171,7 @@ def stream_answer(
         kept = pipeline.shorten(asked)
         if len(kept) < len(asked):
             content.append({"type": "text", "text": LEFT_OUT.format(len(asked) - len(kept))})
+        num_notes = len(content)
         # closed even if the page stops listening: what nobody waits for is not decoded further
         every = max(1, pipeline.config.grid_side**2 // (NUM_PREVIEWS + 1))
         overrides = {"preview_every": every, **settings.overrides(settings_of(pipeline))}
@@ -177,10 +180,9 @@ def stream_answer(
                 show(event, content, folder)
                 if content:
                     yield [*history, answer_entry(list(content))]
-                if isinstance(event, Done) and event.result.image_refused:
-                    yield [*history, answer_entry(content), error_entry(NO_ROOM)]
-        if not content:
-            yield [*history, error_entry(NO_ANSWER)]
+                if isinstance(event, Done) and (event.result.image_refused or len(content) == num_notes):
+                    answer = [answer_entry(content)] if len(content) > num_notes else []
+                    yield [*history, *answer, error_entry(NO_ROOM if event.result.image_refused else NO_ANSWER)]
     except (ValueError, FileNotFoundError) as error:
         yield [*history, error_entry(as_sentence(error))]
     except Exception:  # whatever it is, the page must stay usable

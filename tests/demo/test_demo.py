@@ -22,6 +22,8 @@ from demo import app
 from demo.answer import (
     BAR,
     FAILED,
+    NO_ANSWER,
+    NO_ROOM,
     NOTE,
     Settings,
     answer_entry,
@@ -37,7 +39,8 @@ from demo.answer import (
 from demo.app import BUNDLED, Models, build_demo, load_models
 from demo.page import add_request
 from mllm.conversation import CodesPart, ImagePart, Message, TextPart
-from mllm.pipeline import ImageDone, ImagePreview, ImageProgress, Pipeline
+from mllm.engine.request import GenerationResult
+from mllm.pipeline import Done, ImageDone, ImagePreview, ImageProgress, Pipeline
 from tests.mllm.tiny_folder import build_tiny_folder
 
 CODES = CodesPart(np.zeros((2, 4), dtype=np.int64), (2, 2))
@@ -155,6 +158,20 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(pipeline: Pipeli
     assert len(to_messages([as_sent_back(entry) for entry in shown])) == len(entries) + 1
 
 
+def test_an_empty_answer_is_an_error_and_says_where_an_image_had_no_room(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A note before it is no answer, with which the conversation could not be continued."""
+    turn = [user_entry("a red circle " * 3, []), answer_entry([{"type": "text", "text": "a"}])]
+    for has_room, sentence in ((True, NO_ANSWER), (False, NO_ROOM)):
+        done = Done(result=GenerationResult([], [], "eos", 0, not has_room, []))
+        monkeypatch.setattr(Pipeline, "chat", lambda *_, done=done, **__: (event for event in [done]))
+        for num_turns in (0, 40):
+            history = [as_sent_back(entry) for entry in [*turn * num_turns, user_entry("a", [])]]
+            *_, shown = stream_answer(lambda: pipeline, history, DEFAULTS, folder=tmp_path)
+            assert shown[:-1] == history and sentence in shown[-1]["content"][0]["text"]
+
+
 def test_texts_and_images_become_messages_in_order(tmp_path: Path) -> None:
     Image.new("RGB", (5000, 3000), "red").save(tmp_path / "a.png")
     small = reduced(str(tmp_path / "a.png"))
@@ -209,5 +226,7 @@ def test_settings_left_alone_are_left_to_the_model() -> None:
     assert untouched.overrides(DEFAULTS) == {"seed": None}
     changed = Settings(seed=" 7 ", guidance=5.0, temperature=1.0, top_k="40")
     assert changed.overrides(DEFAULTS) == {"seed": 7, "guidance": 5.0, "top_k": 40}
+    limited = Settings(guidance=3.0, temperature=1.0, top_k="40")
+    assert untouched.overrides(limited)["top_k"] >= 2**16, "an empty field means all"
     with pytest.raises(ValueError):
         Settings(seed="x", guidance=3.0, temperature=1.0, top_k="").overrides(DEFAULTS)
