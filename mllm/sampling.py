@@ -43,7 +43,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         check_each("temperature", self.temperature, lambda value: 0 < value < float("inf"), "> 0")
         if self.top_k is not None:
-            check_each("top_k", self.top_k, lambda value: int(value) == value and value >= 1, "an integer >= 1")
+            check_each("top_k", self.top_k, lambda value: value >= 1 and value % 1 == 0, "an integer >= 1")
         check_each("top_p", self.top_p, lambda value: 0 < value <= 1, "> 0 and <= 1")
         check_each("guidance", self.guidance, lambda value: 1 <= value < float("inf"), ">= 1")
         lengths = {len(v) for v in (self.temperature, self.top_k, self.top_p) if isinstance(v, tuple)}

@@ -93,7 +93,7 @@ def test_per_codebook_settings_are_picked_by_codebook_and_steps_that_no_row_asks
 def test_settings_out_of_range_are_refused() -> None:
     for name, values in {
         "temperature": (0.0, float("nan"), (1.0, -1.0)),
-        "top_k": (0, 2.5, True),
+        "top_k": (0, 2.5, True, float("inf"), float("nan")),
         "top_p": (0.0, 1.1),
         "guidance": (0.5, "much"),
     }.items():
