@@ -142,7 +142,7 @@ def given_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides that are not None; an unknown name is an error."""
     check_keywords("a request", overrides, Overrides.__annotations__)
     settings = {name: value for name, value in overrides.items() if value is not None}
-    for name in {"seed", "max_new_tokens", "resamples"} & settings.keys():
+    for name in {"seed", "max_new_tokens", "resamples", "preview_every"} & settings.keys():
         settings[name] = as_integer(settings[name], name=name)
     return settings
 

@@ -115,8 +115,9 @@ def test_a_question_gets_a_text(pipeline: Pipeline, image: Image.Image, tmp_path
     answer = pipeline.ask([image, image], "Are they equal?", on_event=events.append, temperature=1.0, seed=4)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == answer
     assert isinstance(events[-1], Done)
-    with pytest.raises(ValueError):
-        pipeline.ask(image, "What?", guidance=2.0)
+    for wrong in ({"guidance": 2.0}, {"preview_every": "often"}):
+        with pytest.raises(ValueError):
+            pipeline.ask(image, "What?", **wrong)
 
 
 def test_sizes_are_those_asked_for_and_edits_have_that_of_their_image(
