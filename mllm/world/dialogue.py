@@ -6,17 +6,14 @@ content and all images, `make_dialogue(job, episode, rng)` the wording with its 
 encoded once serves many sentences. Images are references, rendered when somebody asks for them.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from mllm.files import require_new, whole_folder
 from mllm.world.language import (
     DRAWING_WEIGHTS,
     NUMBER_WORDS,
@@ -757,40 +754,3 @@ def talk_round(rng: Random) -> Round:
             expected = str(left + right)
     question = question.lower() if rng.random() < 0.1 else question
     return Round((question,), (Check("answer", expected=expected),), (kind,))
-
-
-def export_world(
-    folder: Path, count: int, *, jobs: Sequence[str] = JOBS, seed: int = 0, size: RenderSize = 128
-) -> None:
-    """Write `count` episodes with one dialogue of each job, one by one, as a folder in ordinary dataset formats.
-
-    images/000000-image.png ...  every image once
-    messages.jsonl               {"messages": [{"role", "content": [{"type": "text" | "image", ...}]}], "job", "skills"}
-    captions.jsonl               {"image": "images/000000-image.png", "caption": "...", "scene": {...}}
-    """
-    require_new(folder)
-    with whole_folder(folder) as out:
-        (out / "images").mkdir()
-        with (out / "messages.jsonl").open("w") as messages, (out / "captions.jsonl").open("w") as captions:
-            for index in range(count):
-                episode = make_episode(index, seed=seed)
-                names = {}
-                for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
-                    names[image] = f"images/{index:06d}-{name}.png"
-                    image.render(size).save(out / names[image])
-                for scene in (episode.scene, episode.edited):
-                    caption = {"image": names[ImageRef(scene)], "caption": describe(scene), "scene": asdict(scene)}
-                    captions.write(json.dumps(caption) + "\n")
-                for job in jobs:
-                    dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
-                    said = []
-                    for turn in dialogue.turns:
-                        content = [
-                            {"type": "text", "text": part}
-                            if isinstance(part, str)
-                            else {"type": "image", "path": names[part]}
-                            for part in turn.parts
-                        ]
-                        said.append({"role": turn.role, "content": content})
-                    record = {"messages": said, "job": job, "skills": list(dialogue.skills)}
-                    messages.write(json.dumps(record) + "\n")

@@ -14,6 +14,7 @@ import io
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from webdataset import TarWriter
 
 from mllm.cli.main import CommandParser, positive_count
 from mllm.files import counted, require_new, whole_folder, write_lines
-from mllm.world.dialogue import Dialogue, ImageRef, export_world, make_dialogue, make_episode
+from mllm.world.dialogue import Dialogue, Episode, ImageRef, make_dialogue, make_episode
 from mllm.world.language import describe
 
 NUM_TARS = 2
@@ -56,8 +57,7 @@ def make_samples(options: Namespace) -> None:
                     caption, image = describe(episodes[index].scene), as_jpeg(ImageRef(episodes[index].scene), size)
                     about = {"json": {"caption": caption, "width": size, "height": size}} if number == 0 else {}
                     tar.write({"__key__": f"{index:08d}", "jpg": image, "txt": caption, **about})
-        export_world(out / "chat", options.count, jobs=("ask", "edit", "multi_turn"), seed=seed, size=size)
-        (out / "chat" / "captions.jsonl").unlink()
+        write_chats(out / "chat", episodes, size=size, seed=seed)
         documents, texts = [], []
         for index, episode in enumerate(episodes):
             (out / "folder" / f"{index:06d}.jpg").write_bytes(as_jpeg(ImageRef(episode.edited), size))
@@ -69,6 +69,29 @@ def make_samples(options: Namespace) -> None:
         with pa.CompressedOutputStream(str(out / "text" / "text.jsonl.zst"), "zstd") as stream:
             stream.write("".join(texts).encode())
     print(f"{options.out}: {counted(options.count, 'record')} of each format")
+
+
+def write_chats(folder: Path, episodes: Sequence[Episode], *, size: int, seed: int) -> None:
+    """Dialogues as Hugging Face's chat messages, several about each episode, and every image once."""
+    (folder / "images").mkdir(parents=True)
+    records = []
+    for index, episode in enumerate(episodes):
+        names = {}
+        for image, name in zip(episode.images, ("image", "edited", "depth", "segmentation"), strict=True):
+            names[image] = f"images/{index:06d}-{name}.png"
+            image.render(size).save(folder / names[image])
+        for job in ("ask", "edit", "multi_turn"):
+            dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
+            messages = [
+                {"role": turn.role, "content": [as_content(part, names) for part in turn.parts]}
+                for turn in dialogue.turns
+            ]
+            records.append({"messages": messages, "job": job, "skills": list(dialogue.skills)})
+    write_lines(folder / "messages.jsonl", records)
+
+
+def as_content(part: str | ImageRef, names: Mapping[ImageRef, str]) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
 
 
 def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> dict[str, Any]:

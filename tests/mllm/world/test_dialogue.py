@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product
-from pathlib import Path
 from random import Random
+from typing import get_args
 
 from mllm.world.checker import parse
 from mllm.world.dialogue import (
@@ -23,7 +22,6 @@ from mllm.world.dialogue import (
     apply_edit,
     check_edit,
     edit_sentence,
-    export_world,
     make_dialogue,
     make_episode,
     normalize_answer,
@@ -32,7 +30,7 @@ from mllm.world.dialogue import (
 )
 from mllm.world.language import normalize_words, phrases
 from mllm.world.render import render
-from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, SPLITS, Scene, SceneObject, split_of
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, SceneObject, Split, split_of
 from mllm.world.spec import ANY, Filter
 
 # ---- edits ----
@@ -176,21 +174,9 @@ def test_dialogues_are_well_formed_and_name_no_held_out_pair() -> None:
 
 
 def test_episodes_are_deterministic_differ_and_belong_to_their_split() -> None:
-    for split, index in product(SPLITS, range(20)):
+    for split, index in product(get_args(Split), range(20)):
         episode = make_episode(index, split=split)
         assert split_of(episode.scene) == split_of(episode.edited) == split
         assert not (episode.scene.pairs | episode.edited.pairs) & HELD_OUT_PAIRS
         assert episode == make_episode(index, split=split) != make_episode(index, split=split, seed=1)
     assert len({make_episode(index).scene for index in range(50)}) == 50
-
-
-def test_export_writes_ordinary_datasets(tmp_path: Path) -> None:
-    export_world(tmp_path / "world", 3, size=64)
-    records, captions = (
-        [json.loads(line) for line in (tmp_path / "world" / name).read_text().splitlines()]
-        for name in ("messages.jsonl", "captions.jsonl")
-    )
-    assert [record["job"] for record in records] == list(JOBS) * 3 and len(captions) == 6
-    parts = [part for record in records for message in record["messages"] for part in message["content"]]
-    files = [part["path"] for part in parts if part["type"] != "text"] + [caption["image"] for caption in captions]
-    assert all((tmp_path / "world" / file).is_file() for file in files)
