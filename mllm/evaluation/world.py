@@ -241,8 +241,6 @@ def run_groups(
     answer: Answer, *, count: int, seed: int, size: RenderSize, groups: Sequence[Group]
 ) -> dict[Group, Sequence[WorldDialogue]]:
     """`count` finished dialogues of each group; the one at index n has seed + n."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     done = {}
     for group in groups:
         items = make_items(group, count, seed=seed)
