@@ -12,6 +12,7 @@ from mllm.cli.main import (
     Option,
     command,
     file_in_existing_folder,
+    given,
     json_option,
     load_pipeline,
     option,
@@ -160,12 +161,11 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
-    names = ("sizes", "batch", "model", "quantization", "compile", "alone", "requests")
-    given = {name: value for name, value in vars(options).items() if name in names}
+    chosen = given(options, ("sizes", "batch", "model", "quantization", "compile", "alone", "requests"))
     device = choose_device(getattr(options, "device", None))
     dtype = DTYPES[getattr(options, "dtype", "float32")]
-    if chosen := {name: value for name, value in vars(options).items() if name in ("guidance", "top_k", "top_p")}:
-        given["sampling"] = SamplingConfig(**chosen)
+    if sampling := given(options, ("guidance", "top_k", "top_p")):
+        chosen["sampling"] = SamplingConfig(**sampling)
     cases: Any = CASES.get(what)
     if what == "training":  # `train` is above `mllm`
         cases = importlib.import_module("train.benchmark_training").training_cases(options)
@@ -178,7 +178,7 @@ def benchmark(what: str, options: Namespace) -> int:
     commit = getattr(options, "before", None)
     before = Before(commit, threads=options.threads) if commit else None
     try:
-        settings = Settings(**given, before=before, device=device, dtype=dtype)
+        settings = Settings(**chosen, before=before, device=device, dtype=dtype)
         report = run_benchmark(cases(settings), rounds=options.rounds, device=device, dtype=dtype)
     finally:
         torch.set_num_threads(num_threads)
