@@ -24,37 +24,37 @@ MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b", "7b-8-lay
 GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
 
 BEFORE = option(
-    "--before", metavar="COMMIT", help="also time the code of this commit, from a worktree, in the same run"
+    "--before", metavar="COMMIT", help="also time the code of this commit in the same run, from a git worktree"
 )
 REQUIRE = option(
-    "--require", type=float, metavar="X", help="fail if less than X times as fast as upstream, or as before"
+    "--require", type=float, metavar="X", help="fail if the speedup over upstream, or over --before, is less than X"
 )
-DEVICE = option("--device", help="where to compute (default: a GPU if there is one)")
+DEVICE = option("--device", help="device to run on (default: a GPU if there is one)")
 TIMING = [
-    option("--rounds", type=positive_count, default=5, help="timed rounds of each (default: 5)"),
-    option("--threads", type=positive_count, default=1, help="CPU threads (default: 1)"),
+    option("--rounds", type=positive_count, default=5, help="number of timed rounds (default: 5)"),
+    option("--threads", type=positive_count, default=1, help="number of CPU threads (default: 1)"),
     json_option("figures"),
 ]
 COMMON = [BEFORE, REQUIRE, DEVICE, *TIMING]
 MODEL = option("--model", metavar="FOLDER", help="model folder (default: the bundled model)")
-BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time fewer bits")
-DTYPE = option("--dtype", choices=DTYPE_NAMES, default="float32", help="of the timed model of random weights")
-GUIDANCE = option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, upstream's scripts)")
+BITS = option("--quantization", nargs="+", choices=("int8", "int4"), default=[], help="also time quantized weights")
+DTYPE = option("--dtype", choices=DTYPE_NAMES, default="float32", help="number format of models with random weights")
+GUIDANCE = option("--guidance", type=float, default=7.0, help="1 turns it off (default: 7, as in upstream)")
 FILTERS = [
-    option("--top-k", type=positive_count, metavar="K", help="filter (default: off, as upstream)"),
-    option("--top-p", type=float, default=1.0, metavar="P", help="filter (default: off, as upstream)"),
+    option("--top-k", type=positive_count, metavar="K", help="top-k filter (default: off, as in upstream)"),
+    option("--top-p", type=float, default=1.0, metavar="P", help="top-p filter (default: off, as in upstream)"),
 ]
 COMPILE = option(
-    "--compile", action="store_true", help="also time compiled passes (minutes to compile), or CUDA graphs"
+    "--compile", action="store_true", help="also time compiled passes (compilation takes minutes) or CUDA graphs"
 )
 GROWTH = [
-    option("--growth", nargs="+", choices=GROWING, metavar="SIZE", help=f"vary instead: {', '.join(GROWING)}"),
-    option("--plot", type=file_in_existing_folder, metavar="FILE", help="plot growth and the cost model (matplotlib)"),
+    option("--growth", nargs="+", choices=GROWING, metavar="SIZE", help=f"quantities to vary: {', '.join(GROWING)}"),
+    option("--plot", type=file_in_existing_folder, metavar="FILE", help="plot growth and the cost model"),
 ]
 
 
 def batch(what: str) -> Option:
-    help = f"{what} at once (default: 1 and 4)"
+    help = f"number of {what} processed at once (default: 1 and 4)"
     return option("--batch", nargs="+", type=positive_count, default=[1, 4], metavar="N", help=help)
 
 
@@ -62,70 +62,68 @@ def sizes(known: tuple[str, ...], *default: str) -> Option:
     return option("--sizes", nargs="+", choices=known, default=[*default], metavar="SIZE", help=", ".join(known))
 
 
-ALONE = option(
-    "--alone", type=positive_count, metavar="SIDE", help="random weights by this version only, SIDE x SIDE positions"
-)
+ALONE = option("--alone", type=positive_count, metavar="SIDE", help="time only this version, on SIDE x SIDE positions")
 
 
 SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
     "draw": (
-        "Time whole images next to upstream's algorithm.",
+        "Time drawing whole images, compared with the upstream algorithm.",
         "--sizes XS S --require 1.6",
         [
             sizes(MODEL_SIZES, "bundled", "XS", "S"),
             *(batch("images"), MODEL, DTYPE, GUIDANCE, *FILTERS, BITS, COMPILE, ALONE, *GROWTH, *COMMON),
         ],
     ),
-    "edit": ("Time a changed image.", "--before HEAD~1", [MODEL, *COMMON]),
+    "edit": ("Time editing an image.", "--before HEAD~1", [MODEL, *COMMON]),
     "ask": (
-        "Time answers, and text next to transformers' generate.",
+        "Time answers to questions, and text compared with generate of transformers.",
         "--sizes S --batch 1",
         [sizes(MODEL_SIZES[1:], "S"), batch("texts"), MODEL, DTYPE, *COMMON],
     ),
     "requests": (
-        "Time requests of all kinds that arrive over time, next to one by one.",
+        "Time requests of all kinds that arrive over time, compared with processing them one by one.",
         "--requests 64 --require 3",
         [
             MODEL,
-            option("--requests", type=positive_count, default=64, metavar="N", help="how many (default: 64)"),
+            option("--requests", type=positive_count, default=64, metavar="N", help="number of requests (default: 64)"),
             *(REQUIRE, DEVICE, *TIMING),
         ],
     ),
     "head": (
-        "Time the codes of one position, and the choice of a code.",
+        "Time the prediction of the codes of one position, and the sampling of a code.",
         "--sizes S",
         [sizes(MODEL_SIZES[1:], "XS", "S"), batch("images"), DTYPE, GUIDANCE, BITS, DEVICE, *TIMING],
     ),
     "tokenizer": (
-        "Time images to codes and back.",
+        "Time converting images to codes and back.",
         "--sizes tiny --batch 4",
         [sizes(("tiny", "large"), "tiny"), batch("images"), *COMMON],
     ),
     "product": (
-        "Time matrix products of few rows in 32, 16, 8 and 4 bits.",
+        "Time matrix products with few rows in 32, 16, 8 and 4 bits.",
         "--sizes 7b --batch 1 8 64",
         [sizes(MODEL_SIZES[3:], "S"), batch("rows"), DTYPE, DEVICE, *TIMING],  # 4 bits do not suit XXS and XS
     ),
     "prefill": (
-        "Time the backbone over prompts.",
+        "Time the backbone on prompts.",
         "--sizes S --batch 8",
         [sizes(MODEL_SIZES[1:], "S"), batch("prompts"), DTYPE, DEVICE, *TIMING],
     ),
     "step": (
-        "Time training steps on text-to-image samples of random weights.",
+        "Time training steps of models with random weights on text-to-image samples.",
         "--sizes 1b --dtype bfloat16",
         [sizes(MODEL_SIZES[1:], "S"), DTYPE, DEVICE, *TIMING],
     ),
     "load": ("Time loading a model.", "--before HEAD~1", [MODEL, *COMMON]),
-    "start": ("Time commands from their start to their end.", "--before HEAD~1", [BEFORE, REQUIRE, *TIMING]),
+    "start": ("Time complete commands, including their startup.", "--before HEAD~1", [BEFORE, REQUIRE, *TIMING]),
     "training": (
-        "Time training on packed rows next to padded ones, on the same samples.",
+        "Time training on packed rows, compared with padded rows of the same samples.",
         "--samples 24 --length 640",
         [
             MODEL,
-            option("--samples", type=positive_count, default=48, metavar="N", help="how many (default: 48)"),
-            option("--length", type=positive_count, default=320, help="positions of a packed row (default: 320)"),
-            option("--rows", type=positive_count, default=4, help="rows of a batch (default: 4)"),
+            option("--samples", type=positive_count, default=48, metavar="N", help="number of samples (default: 48)"),
+            option("--length", type=positive_count, default=320, help="positions per packed row (default: 320)"),
+            option("--rows", type=positive_count, default=4, help="rows per batch (default: 4)"),
             *COMMON,
         ],
     ),
@@ -134,9 +132,9 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
 
 @command(
     "benchmark passes",
-    "Count the passes of the network that drawings and edits take, words and codes apart.",
+    "Count the forward passes that drawings and edits need, separately for text and codes.",
     "--count 100",
-    option("--count", type=positive_count, default=100, metavar="N", help="of each (default: 100)"),
+    option("--count", type=positive_count, default=100, metavar="N", help="drawings and edits (default: 100 each)"),
     *MODEL_OPTIONS,
     json_option("counts"),
 )

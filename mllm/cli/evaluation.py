@@ -33,13 +33,13 @@ from mllm.files import counted
 if TYPE_CHECKING:
     from mllm.engine.settings import Overrides
 
-ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="the published annotations")
-BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items answered at once (default: 16)")
+ANNOTATIONS = option("--annotations", type=Path, metavar="PATH", help="published annotations of the benchmark")
+BATCH_SIZE = option("--batch-size", type=positive_count, default=16, help="items processed at once (default: 16)")
 ANSWERS = [
-    option("answers", type=Path, metavar="RUN", help="run folder, or an answers file"),
+    option("answers", type=Path, metavar="RUN", help="run folder or answer file"),
     option("--questions", type=Path, required=True, metavar="FILE", help="question file of the run"),
-    option("--benchmark", metavar="NAME", help="which benchmark it is, for an answers file"),
-    option("--partial", action="store_true", help="score the answers there are, and mark the result as partial"),
+    option("--benchmark", metavar="NAME", help="name of the benchmark, required for an answer file"),
+    option("--partial", action="store_true", help="accept missing answers, and mark the result as partial"),
 ]
 
 
@@ -51,10 +51,10 @@ def typed_sampling(options: Namespace) -> Overrides:
 def generated_items(count: int, jobs: str) -> list[Option]:
     """Options of an evaluation that makes its items itself."""
     return [
-        option("--count", type=positive_count, default=count, help=f"items of each kind (default: {count})"),
-        option("--seed", type=seed_number, default=0, help="of the items and of sampling (default: 0)"),
-        option("--jobs", nargs="+", metavar="JOB", help=f"such as {jobs} (default: all)"),
-        option("--batch-size", type=positive_count, default=32, help="items answered at once (default: 32)"),
+        option("--count", type=positive_count, default=count, help=f"number of items of each kind (default: {count})"),
+        option("--seed", type=seed_number, default=0, help="random seed for items and sampling (default: 0)"),
+        option("--jobs", nargs="+", metavar="JOB", help=f"tasks to evaluate, such as {jobs} (default: all)"),
+        option("--batch-size", type=positive_count, default=32, help="items processed at once (default: 32)"),
         json_option("scores"),
         *IMAGE_SAMPLING,
         *MODEL,
@@ -63,7 +63,7 @@ def generated_items(count: int, jobs: str) -> list[Option]:
 
 @command(
     "evaluate world",
-    "Evaluate a model on the synthetic world with its exact checker.",
+    "Evaluate a model on the synthetic world with an exact checker.",
     "--count 500 --json scores.json",
     *generated_items(500, "draw ask edit"),
     option(
@@ -72,14 +72,14 @@ def generated_items(count: int, jobs: str) -> list[Option]:
         nargs="+",
         default=[],
         metavar="N",
-        help="also let the model choose among N of its images, such as 1 4 16, and measure how well it chooses",
+        help="also let the model choose the best of N images, for each N, and measure how well it chooses",
     ),
     SIZE,
     option(
         "--items",
         type=file_in_existing_folder,
         metavar="FILE",
-        help="also write each item's result and digest of its answers, as JSON lines",
+        help="also write the result of each item and a digest of its answers to a JSON Lines file",
     ),
 )
 def evaluate_world(options: Namespace) -> None:
@@ -92,10 +92,10 @@ def evaluate_world(options: Namespace) -> None:
 
 @command(
     "evaluate emoji",
-    "Evaluate a model on emoji: drawing, naming and changing, of images seen in training and held out.",
+    "Evaluate how a model draws, names and changes emoji, both seen in training and held out.",
     "--model emoji --data runs/emoji/data --count 200 --json scores.json --sheet sheet.png",
-    option("--data", type=Path, required=True, metavar="DIR", help="folder that python -m scripts.emoji.build wrote"),
-    option("--sheet", type=image_file, metavar="FILE", help="image file for the first 100 drawings by name"),
+    option("--data", type=Path, required=True, metavar="DIR", help="folder written by python -m scripts.emoji.build"),
+    option("--sheet", type=image_file, metavar="FILE", help="write the first 100 drawings by name to this image file"),
     *generated_items(200, "draw name restyle"),
 )
 def evaluate_emoji(options: Namespace) -> None:
@@ -123,12 +123,12 @@ def show(table: str, result: dict[str, Any], path: Path | None) -> None:
 
 @command(
     "evaluate requests",
-    "Evaluate a model on requests in people's own words, each answer checked exactly.",
+    "Evaluate a model on requests in your own words. Each answer is checked exactly.",
     "tests.jsonl --json result.json",
-    option("file", type=Path, nargs="?", metavar="FILE", help="JSONL of dialogues and what is right"),
-    option("--generate", nargs="+", metavar="KIND", help="instead of FILE: requests unseen in training, by kind"),
-    option("--count", type=positive_count, default=100, metavar="N", help="generated items of a kind (default: 100)"),
-    option("--seed", type=seed_number, default=0, help="item i has seed + i (default: 0)"),
+    option("file", type=Path, nargs="?", metavar="FILE", help="JSON Lines file of dialogues and expected answers"),
+    option("--generate", nargs="+", metavar="KIND", help="generate requests of these kinds instead of reading FILE"),
+    option("--count", type=positive_count, default=100, metavar="N", help="generated items per kind (default: 100)"),
+    option("--seed", type=seed_number, default=0, help="random seed; item i uses seed + i (default: 0)"),
     BATCH_SIZE,
     json_option("result"),
     *MODEL,
@@ -148,26 +148,26 @@ def evaluate_requests(options: Namespace) -> None:
 
 @command(
     "evaluate tokenizer",
-    "Evaluate an image tokenizer: reconstruction, codes, and what the codes say about classes.",
+    "Evaluate an image tokenizer: quality of reconstructions, use of codebooks, and classification from codes.",
     "--model runs/unitok --images imagenet/val --output runs/tokenizer --fid",
-    option("--codec", metavar="MODULE:FUNCTION", help="a different tokenizer, instead of --model"),
-    option("--images", type=Path, required=True, metavar="DIR|TAR", help="images to reconstruct"),
-    option("--output", type=Path, required=True, metavar="FOLDER", help="where results go"),
+    option("--codec", metavar="MODULE:FUNCTION", help="function that loads a different tokenizer, instead of --model"),
+    option("--images", type=Path, required=True, metavar="DIR|TAR", help="folder or tar of images to reconstruct"),
+    option("--output", type=Path, required=True, metavar="FOLDER", help="output folder"),
     option(
         "--crop",
         choices=("zero_shot", "reconstruction", "crop", "visual", "cover", "stretch"),
         default="zero_shot",
-        help="preparation of the images (default: CLIP's)",
+        help="how images are resized and cropped (default: zero_shot, as in CLIP)",
     ),
-    option("--limit", type=positive_count, metavar="N", help="only the first N images"),
+    option("--limit", type=positive_count, metavar="N", help="use only the first N images"),
     BATCH_SIZE,
-    option("--lpips", type=Path, metavar="FILE", help="weights of LPIPS (lpips_with_vgg.pth)"),
-    option("--fid", action="store_true", help="rFID and Inception Score, by torch-fidelity"),
-    option("--class-images", type=Path, metavar="DIR", help="one folder per class: zero-shot, test set of the probe"),
-    option("--classes", metavar="FILE", help="names: JSON of folder to name, or imagenet (open_clip's)"),
-    option("--templates", type=Path, metavar="FILE", help="sentences with {} (default: CLIP's 80)"),
-    option("--text-vocabulary", type=Path, metavar="FILE", help="of the text tower; asks for zero-shot accuracy"),
-    option("--probe-images", type=Path, metavar="DIR", help="one folder per class: training set of a linear probe"),
+    option("--lpips", type=Path, metavar="FILE", help="also measure LPIPS with these weights (lpips_with_vgg.pth)"),
+    option("--fid", action="store_true", help="also measure rFID and Inception Score with torch-fidelity"),
+    option("--class-images", type=Path, metavar="DIR", help="test images, one folder per class"),
+    option("--classes", metavar="FILE", help="JSON of class names by folder, or imagenet (those of open_clip)"),
+    option("--templates", type=Path, metavar="FILE", help="prompts with {} for the class (default: CLIP's 80)"),
+    option("--text-vocabulary", type=Path, metavar="FILE", help="vocabulary of the text tower, for zero-shot accuracy"),
+    option("--probe-images", type=Path, metavar="DIR", help="training images of a linear probe, one folder per class"),
     *MODEL_FOLDER,
 )
 def evaluate_tokenizer(options: Namespace) -> None:
@@ -194,18 +194,18 @@ def evaluate_tokenizer(options: Namespace) -> None:
 
 @command(
     "evaluate score",
-    "Score the answers of a run, or an answers file of LLaVA's runner; needs no model.",
+    "Score the answers of a run or an answer file of LLaVA's runner. No model is needed.",
     "runs/pope --questions llava_pope_test.jsonl --annotations pope/coco",
     *ANSWERS,
     ANNOTATIONS,
-    option("--json", type=file_in_existing_folder, metavar="FILE", help="the result (default: result.json in the run)"),
-    option("--judge-model", metavar="NAME", help="language model that grades open answers"),
+    option("--json", type=file_in_existing_folder, metavar="FILE", help="output (default: result.json in the run)"),
+    option("--judge-model", metavar="NAME", help="language model that grades open answers (MM-Vet)"),
     option("--judge-url", metavar="URL", help="OpenAI-compatible server (default: OpenAI's)"),
-    option("--judge-runs", type=positive_count, default=1, metavar="N", help="how often each answer is graded"),
-    option("--scorer", metavar="NAME", help="of images: self, hf:MODEL or clip-flant5-xxl"),
+    option("--judge-runs", type=positive_count, default=1, metavar="N", help="gradings per answer (default: 1)"),
+    option("--scorer", metavar="NAME", help="scorer of images: self, hf:MODEL or clip-flant5-xxl"),
     option("--scorer-model", metavar="FOLDER", help="model for --scorer self (default: the bundled model)"),
-    option("--scorer-device", metavar="DEVICE", help="where the scorer computes"),
-    option("--scorer-python", type=Path, metavar="FILE", help="Python of the scorer's environment"),
+    option("--scorer-device", metavar="DEVICE", help="device of the scorer"),
+    option("--scorer-python", type=Path, metavar="FILE", help="Python interpreter of the scorer's environment"),
 )
 def evaluate_score(options: Namespace) -> None:
     from mllm.evaluation.protocol import RESULT_FILE, ScoreOptions, as_table, make_result
@@ -241,7 +241,7 @@ def evaluate_score(options: Namespace) -> None:
 
 @command(
     "evaluate submit",
-    "Write the files that official tools and servers take: EvalAI (VQAv2), GQA, MME, MM-Vet.",
+    "Write the files that official tools and servers expect.",
     "runs/vqav2 --questions test-dev.jsonl --split llava_vqav2_mscoco_test2015.jsonl",
     *ANSWERS,
     ANNOTATIONS,
@@ -258,11 +258,11 @@ def evaluate_submit(options: Namespace) -> None:
 
 @command(
     "evaluate report",
-    "Compare results with published ones, as Markdown.",
+    "Compare results with published ones in a Markdown report.",
     "runs/pope runs/gqa -o report.md",
     option("results", type=Path, nargs="+", metavar="DIR", help="folders of scored runs, or result files"),
-    option("-o", "--output", type=file_in_existing_folder, metavar="FILE", help="where to write it (default: stdout)"),
-    option("--name", help="what to call our model (default: its fingerprint)"),
+    option("-o", "--output", type=file_in_existing_folder, metavar="FILE", help="output file (default: stdout)"),
+    option("--name", help="name of the model in the report (default: its fingerprint)"),
 )
 def evaluate_report(options: Namespace) -> None:
     from mllm.evaluation.protocol import read_result
@@ -384,16 +384,16 @@ for name, (place, questions) in BENCHMARKS.items():
     shown = "" if place.startswith("text_to_image:") else "--images images "
     command(
         f"evaluate {name}",
-        f"Run {name}: question file in, answers out.",
+        f"Generate the answers for {name}, to be scored with mllm evaluate score.",
         f"--questions {file_name} {shown}--output runs/{name}",
         option("--questions", type=Path, required=True, metavar="FILE", help=f"question file: {questions}"),
-        option("--images", type=Path, metavar="FOLDER", help="folder of the images (benchmarks of understanding)"),
-        option("--output", type=Path, required=True, metavar="FOLDER", help="where answers go; resumes there"),
-        option("--limit", type=positive_count, metavar="N", help="only the first N items"),
+        option("--images", type=Path, metavar="FOLDER", help="folder of the images (required for image understanding)"),
+        option("--output", type=Path, required=True, metavar="FOLDER", help="output folder; an existing run resumes"),
+        option("--limit", type=positive_count, metavar="N", help="use only the first N items"),
         BATCH_SIZE,
-        option("--seed", type=seed_number, default=0, help="item i has seed + i (default: 0)"),
-        option("--rewritten", action="store_true", help="mark the result: the prompts were rewritten"),
-        option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer (default: benchmark's)"),
+        option("--seed", type=seed_number, default=0, help="random seed; item i uses seed + i (default: 0)"),
+        option("--rewritten", action="store_true", help="record in the result that the prompts were rewritten"),
+        option("--max-new-tokens", type=positive_count, metavar="N", help="maximum length (default: benchmark's)"),
         BEST_OF,
         *IMAGE_SAMPLING,
         *MODEL,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 DECLINED = 3  # exit status where the model says that it cannot draw what is asked for
-FORCE = option("--force", action="store_true", help="draw even where the model says that it cannot")
+FORCE = option("--force", action="store_true", help="draw even if the model says that it cannot")
 AT_ONCE = (32, 8)  # images drawn together before they are written: on an accelerator, on a CPU
 
 
@@ -58,12 +58,18 @@ def show(event: Event) -> None:
 
 @command(
     "draw",
-    "Draw images of what a sentence describes.",
+    "Draw images from a description.",
     '"three small yellow stars on a black background" -o stars.png -n 4 --seed 1',
     option("prompt", metavar="PROMPT", nargs="?", help="what to draw"),
-    option("--class", dest="class_index", type=int, metavar="N", help="draw class N (class-conditional models)"),
+    option("--class", dest="class_index", type=int, metavar="N", help="class to draw (class-conditional models)"),
     IMAGE_OUTPUT,
-    option("-n", type=positive_count, default=1, metavar="N", help="how many, as FILE-1, FILE-2 ... with seeds SEED.."),
+    option(
+        "-n",
+        type=positive_count,
+        default=1,
+        metavar="N",
+        help="number of images; several are written to FILE-1, FILE-2 ... with seeds SEED, SEED + 1 ...",
+    ),
     BEST_OF,
     SIZE,
     PLAN,
@@ -115,17 +121,17 @@ def is_declined(pipeline: Pipeline, options: Namespace, prompt: str, image: Imag
     """Whether the model says that it cannot do this; its words are printed."""
     words = None if options.force or options.plan is not None else pipeline.decline(prompt, image)
     if words:
-        print(f"mllm: nothing was drawn: {words} Use --force to draw in spite of it.", file=sys.stderr)
+        print(f"mllm: nothing was drawn: {words} Use --force to draw anyway.", file=sys.stderr)
     return bool(words)
 
 
 @command(
     "ask",
-    "Ask a question about one or more images; the answer goes to stdout as it is generated.",
+    "Ask a question about one or more images. The answer is printed to stdout as it is generated.",
     'a.png "What color is the circle?"',
     option("images", nargs="+", metavar="IMAGE", help="image file"),
-    option("question", metavar="QUESTION", help="what to ask, in quotes"),
-    option("--max-new-tokens", type=positive_count, metavar="N", help="longest answer, in tokens"),
+    option("question", metavar="QUESTION", help="question to ask, in quotes"),
+    option("--max-new-tokens", type=positive_count, metavar="N", help="maximum length of the answer in tokens"),
     SEED,
     *FILTERS,
     *MODEL,
@@ -155,16 +161,19 @@ def edge(text: str) -> str:
     'Change an image following an instruction, or turn it into another kind of image ("Depth estimation.").',
     'a.png "Make the circle green." -o b.png',
     option("image", metavar="IMAGE", help="image file to change"),
-    option("instruction", metavar="INSTRUCTION", help="what to change"),
+    option("instruction", metavar="INSTRUCTION", help="change to make"),
     IMAGE_OUTPUT,
     option(
-        "--size", type=image_size, metavar="WxH", help="in pixels (default: that of IMAGE, or the next with --extend)"
+        "--size",
+        type=image_size,
+        metavar="WxH",
+        help="image size in pixels (default: that of IMAGE, or with --extend the smallest that extends it)",
     ),
     option(
         "--extend",
         type=edge,
         metavar="EDGE",
-        help="draw on beyond this edge of IMAGE (left, right, top, bottom), or beyond all; IMAGE keeps its codes",
+        help="extend IMAGE beyond an edge: left, right, top, bottom or all; IMAGE itself keeps its codes",
     ),
     option("--mask", metavar="MASK", help="image file that is white where IMAGE may change; the rest keeps its codes"),
     PLAN,
@@ -191,14 +200,14 @@ def edit(options: Namespace) -> int | None:
 CHAT_HELP = """/image FILE  attach an image to your next message
 /new         start a new conversation
 /help        show this text
-/quit        leave (or Ctrl-D)"""
+/quit        exit (or press Ctrl-D)"""
 
 
 @command(
     "chat",
-    "Chat in the terminal. Commands while chatting:\n\n" + CHAT_HELP,
+    "Chat with the model in the terminal. While chatting, you can use these commands:\n\n" + CHAT_HELP,
     "--images drawings/",
-    option("--images", type=Path, default=Path(), metavar="FOLDER", help="where to write images (default: here)"),
+    option("--images", type=Path, default=Path(), metavar="FOLDER", help="folder for drawn images (default: current)"),
     SEED,
     *IMAGE_SAMPLING,
     *MODEL,
@@ -210,7 +219,7 @@ def chat(options: Namespace) -> None:
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # so that a line that is no text does not take others with it
     if is_terminal:
-        print("Describe an image, or attach one with /image FILE and ask about it. /help shows more.")
+        print("Describe an image to draw, or attach one with /image FILE and ask about it. Type /help for help.")
         with suppress(ImportError):  # line editing and history; not on Windows
             importlib.import_module("readline")
     while True:
@@ -224,7 +233,7 @@ def chat(options: Namespace) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:  # stops an answer, or discards the line; the conversation stays as it was
-            print("\ninterrupted; /quit or Ctrl-D leaves", file=sys.stderr)
+            print("\ninterrupted; type /quit or press Ctrl-D to exit", file=sys.stderr)
         except (ValueError, FileNotFoundError) as error:
             print(f"mllm chat: {error}", file=sys.stderr)
 
@@ -265,7 +274,7 @@ class Chat:
         asked = [*self.messages, Message("user", (*map(ImagePart, self.images), TextPart(text)))]
         kept = self.pipeline.shorten(asked)
         if dropped := len(asked) - len(kept):
-            print(f"mllm chat: left out what no longer fits: the oldest {counted(dropped, 'message')}", file=sys.stderr)
+            print(f"mllm chat: left out {counted(dropped, 'old message')} that no longer fit", file=sys.stderr)
         for event in self.pipeline.chat(kept, **self.overrides):
             show(event)
             match event:

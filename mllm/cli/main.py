@@ -107,40 +107,41 @@ def writable_endings() -> set[str]:
 
 
 MODEL_FOLDER = [
-    option("--model", metavar="FOLDER", help="model folder, hub id or bundled model (default: the bundled model)"),
-    option("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)"),
+    option("--model", metavar="FOLDER", help="model folder, Hub id, or name of a bundled model (default: tiny)"),
+    option("--device", help="device to run on, such as cpu or cuda (default: a GPU if there is one)"),
 ]
 MODEL = [
     *MODEL_FOLDER,
     option("--dtype", metavar="NAME", help="float32, bfloat16 or float16 (default: depends on the device)"),
-    option("--quantization", metavar="NAME", help="weights in fewer bits: int8, int4, nf4 or bnb8"),
-    option("--device-map", metavar="auto", help="auto spreads the layers over all GPUs, then the CPU"),
+    option("--quantization", metavar="NAME", help="quantize the weights: int8, int4, nf4 or bnb8"),
+    option("--device-map", metavar="auto", help="auto: distribute the layers over all GPUs, then the CPU"),
     option(
         "--embedding-context",
         metavar="NAME",
-        help="prefix: as trained; current: as in upstream scripts (default: the model's)",
+        help="context of image positions while drawing: prefix, as in training, or current, as in the upstream scripts "
+        "(default: the model's)",
     ),
 ]
-SEED = option("--seed", type=seed_number, help="the same seed gives the same result (default: a new one each time)")
+SEED = option("--seed", type=seed_number, help="random seed; the same seed gives the same result (default: random)")
 FILTERS = [
-    option("--temperature", type=float, help="below 1 is safer, above 1 more varied"),
-    option("--top-k", type=int, metavar="K", help="sample from the K most probable choices only"),
-    option("--top-p", type=float, metavar="P", help="sample from the most probable choices that add up to P"),
+    option("--temperature", type=float, help="below 1: more predictable; above 1: more varied"),
+    option("--top-k", type=int, metavar="K", help="sample only from the K most probable choices"),
+    option("--top-p", type=float, metavar="P", help="sample only from the most probable choices that add up to P"),
     option(
         "--speculate",
         type=speculation,
         metavar="off|on|N",
-        help="positions guessed and checked at once; changes the time, not the result (default: on, as far as it pays)",
+        help="speculative decoding, of N positions at once; does not change the result (default: on where faster)",
     ),
 ]
 IMAGE_SAMPLING = [
-    option("--guidance", type=float, help="strength of classifier-free guidance; 1 turns it off"),
+    option("--guidance", type=float, help="scale of classifier-free guidance; 1 turns it off"),
     option(
         "--resamples",
         "--redraws",
         type=int,
         metavar="N",
-        help="sample an image that contradicts its own plan again, at most N times",
+        help="resample an image that contradicts its own plan, up to N times",
     ),
     *FILTERS,
 ]
@@ -148,7 +149,7 @@ PLAN = option(
     "--plan",
     "--outline",
     metavar="TEXT",
-    help='plan of the scene to follow instead of the model\'s own, such as "white, large red circle 35"',
+    help='draw according to this plan instead of the model\'s own, such as "white, large red circle 35"',
 )
 BEST_OF = option(
     "--best-of",
@@ -157,10 +158,10 @@ BEST_OF = option(
     metavar="N",
     help="draw each image N times and keep the one that the model itself rates highest",
 )
-SIZE = option("--size", type=image_size, metavar="WxH", help="in pixels (default: the model's)")
-IMAGE_OUTPUT = option("-o", "--output", type=image_file, required=True, metavar="FILE", help="image file to write")
+SIZE = option("--size", type=image_size, metavar="WxH", help="image size in pixels (default: the model's)")
+IMAGE_OUTPUT = option("-o", "--output", type=image_file, required=True, metavar="FILE", help="output image file")
 IMAGES_OUTPUT = option(
-    "-o", "--output", required=True, metavar="PATH", help="an image file for one image, a folder for several"
+    "-o", "--output", required=True, metavar="PATH", help="output file for one image, or output folder for several"
 )
 
 
@@ -236,16 +237,16 @@ def command(name: str, summary: str, example: str, *options: Option) -> Callable
 
 VERBS = {
     "demo": ("chat with the model in the browser", "training"),
-    "draw": ("draw images from a sentence", "generation"),
+    "draw": ("draw images from a description", "generation"),
     "ask": ("ask a question about one or more images", "generation"),
     "edit": ("change an image following an instruction", "generation"),
     "chat": ("chat with the model in the terminal", "generation"),
-    "tokenize": ("turn images into codes and back", "tokenizer"),
-    "prepare": ("turn raw data into training shards", "training"),
+    "tokenize": ("convert images to codes and back", "tokenizer"),
+    "prepare": ("convert raw data to training shards", "training"),
     "train": ("train a model from a recipe", "training"),
     "merge": ("merge a trained adapter into its model", "training"),
-    "evaluate": ("evaluate a model", "evaluation"),
-    "convert": ("convert released checkpoints, and back", "tokenizer"),
+    "evaluate": ("evaluate a model, or score and compare results", "evaluation"),
+    "convert": ("import and export released checkpoints", "tokenizer"),
     "benchmark": ("measure speed and memory", "benchmark"),
 }
 """Each verb, and the module of mllm/cli that registers it with `command`."""
@@ -384,15 +385,15 @@ def one_line(error: BaseException) -> str:
 
 def overview() -> str:
     """What `mllm --help` prints."""
-    verbs = "\n".join(f"  {name:<10}{summary}" for name, (summary, _) in VERBS.items())
+    verbs = "\n".join(f"  {name:<11}{summary}" for name, (summary, _) in VERBS.items())
     return (
         "usage: mllm VERB ...\n\n"
-        "A unified model of text and images. Without --model, verbs use the bundled model.\n\n"
+        "Train, run, evaluate and serve a unified multimodal LLM. Without --model, the bundled model is used.\n\n"
         f"verbs:\n{verbs}\n\n"
         "options:\n"
-        "  --help     this text; after a verb, the verb's own help\n"
-        "  --version  print the version\n"
-        "  --debug    with a verb: show the full traceback of an error\n\n"
+        "  --help     show this text, or after a verb, the help of the verb\n"
+        "  --version  show the version\n"
+        "  --debug    after a verb: show the full traceback of an error\n\n"
         'example: mllm draw "a red circle on a white background" -o circle.png'
     )
 
@@ -402,8 +403,8 @@ def subcommand_overview(verb: str) -> str:
     found = {name.split()[1]: entry for name, entry in COMMANDS.items() if name.startswith(f"{verb} ")}
     width = max(map(len, found)) + 2
     lines = "\n".join(f"  {name:<{width}}{entry.summary}" for name, entry in found.items())
-    example = next(iter(found.values())).example
+    summary, example = VERBS[verb][0], next(iter(found.values())).example
     return (
-        f"usage: mllm {verb} {{{','.join(found)}}} ...\n\n{VERBS[verb][0]}\n\n{lines}\n\n"
-        f"Each has its own --help.\n\nexample: {example}"
+        f"usage: mllm {verb} {{{','.join(found)}}} ...\n\n{summary[:1].upper()}{summary[1:]}.\n\n{lines}\n\n"
+        f"Add --help to a subcommand to see its options.\n\nexample: {example}"
     )

@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 TOKENIZE_IMAGES = [
-    option("images", nargs="+", type=Path, metavar="IMAGE"),
-    option("--size", type=image_size, metavar="WxH", help="size to encode at (default: the model's)"),
-    option("--preparation", default="cover", help="how an image gets to that size: cover (default), stretch, crop ..."),
+    option("images", nargs="+", type=Path, metavar="IMAGE", help="image file"),
+    option("--size", type=image_size, metavar="WxH", help="image size in pixels (default: the model's)"),
+    option("--preparation", default="cover", help="how images are resized: cover (default), stretch, crop ..."),
 ]
 
 
 @command(
     "tokenize encode",
-    "Turn images into codes.",
+    "Convert images to codes.",
     "a.png b.png -o codes.npz",
     *TOKENIZE_IMAGES,
     option("-o", "--output", type=file_in_existing_folder, required=True, metavar="FILE", help=".npz or .safetensors"),
@@ -70,9 +70,9 @@ def tokenize_encode(options: Namespace) -> None:
 
 @command(
     "tokenize decode",
-    "Turn codes into images.",
+    "Convert codes to images.",
     "codes.npz -o images/",
-    option("codes", type=Path, metavar="CODES", help="a file written by mllm tokenize encode"),
+    option("codes", type=Path, metavar="CODES", help="file written by mllm tokenize encode"),
     IMAGES_OUTPUT,
     *MODEL_FOLDER,
 )
@@ -90,7 +90,7 @@ def tokenize_decode(options: Namespace) -> None:
 
 @command(
     "tokenize reconstruct",
-    "Turn images into codes and back, and measure what was lost.",
+    "Convert images to codes and back, and measure the quality of the reconstructions.",
     "a.png -o again.png",
     *TOKENIZE_IMAGES,
     IMAGES_OUTPUT,
@@ -178,15 +178,15 @@ def write_images(pixels: Iterable[Tensor], paths: list[Path]) -> None:
 
 GB = 10**9
 SHARD_SIZE = option(
-    "--shard-size", type=gigabytes, default=1.0, metavar="GB", help="largest file of weights (default: 1)"
+    "--shard-size", type=gigabytes, default=1.0, metavar="GB", help="maximum size of a weight file (default: 1)"
 )
-PROBE_IMAGES = option("--images", nargs="+", type=Path, metavar="IMAGE", help="to try it on (default: generated ones)")
+PROBE_IMAGES = option("--images", nargs="+", type=Path, metavar="IMAGE", help="images to probe (default: generated)")
 ATTENTION = [
     option(
         "--attention",
         choices=("full", "causal", "probe"),
-        help="attention of the tokenizer's projections: full (default, checkpoints since April 2025), causal (before), "
-        "probe (try both)",
+        help="attention in the tokenizer's projections: full (default; checkpoints since April 2025), causal "
+        "(older ones), or probe (try both)",
     ),
     PROBE_IMAGES,
 ]
@@ -194,12 +194,12 @@ ATTENTION = [
 
 @command(
     "convert unitok-mllm",
-    "Convert the released MLLM to a model folder.",
+    "Convert the released MLLM to a model folder of this toolkit.",
     "unitok_mllm/ model/ --image-tokenizer unitok_tokenizer.pth",
-    option("source", type=Path, metavar="SRC_DIR", help="the released folder, with its tokenizer.model"),
-    option("output", type=Path, metavar="OUT", help="a new folder"),
-    option("--image-tokenizer", type=Path, metavar="FILE", help="the released file (default: the one in SRC_DIR)"),
-    option("--dtype", choices=DTYPE_NAMES, help="of the language model (default: unchanged)"),
+    option("source", type=Path, metavar="SRC_DIR", help="released folder, including tokenizer.model"),
+    option("output", type=Path, metavar="OUT", help="output folder, which must not exist"),
+    option("--image-tokenizer", type=Path, metavar="FILE", help="released file (default: the one in SRC_DIR)"),
+    option("--dtype", choices=DTYPE_NAMES, help="number format of the language model (default: unchanged)"),
     SHARD_SIZE,
     *ATTENTION,
 )
@@ -227,11 +227,11 @@ def convert_unitok_mllm(options: Namespace) -> None:
 
 @command(
     "convert unitok",
-    "Convert the released image tokenizer to a folder.",
+    "Convert the released image tokenizer to a folder of this toolkit.",
     "unitok_tokenizer.pth unitok/",
-    option("source", type=Path, metavar="SRC", help="the released file, .pth or .safetensors"),
-    option("output", type=Path, metavar="OUT", help="a new folder"),
-    option("--dtype", choices=DTYPE_NAMES, help="of encoder and decoder (default: unchanged)"),
+    option("source", type=Path, metavar="SRC", help="released file, .pth or .safetensors"),
+    option("output", type=Path, metavar="OUT", help="output folder, which must not exist"),
+    option("--dtype", choices=DTYPE_NAMES, help="number format of the encoder and decoder (default: unchanged)"),
     *ATTENTION,
 )
 def convert_unitok(options: Namespace) -> None:
@@ -247,10 +247,10 @@ def convert_unitok(options: Namespace) -> None:
 
 @command(
     "convert export-unitok",
-    "Export an image tokenizer to the file that UniTok's programs read.",
+    "Export an image tokenizer to the file format of UniTok.",
     "unitok/ back.pth",
     option("source", type=Path, metavar="FOLDER", help="folder of an image tokenizer"),
-    option("output", type=Path, metavar="OUT", help="a new file that ends in .pth"),
+    option("output", type=Path, metavar="OUT", help="output file, which must not exist and must end in .pth"),
 )
 def convert_export_unitok(options: Namespace) -> None:
     from tokenizer.released_checkpoint import export_upstream
@@ -268,7 +268,7 @@ def convert_export_unitok(options: Namespace) -> None:
     "Export a model to the released layout.",
     "model/ back/",
     option("source", type=Path, metavar="FOLDER", help="folder of a model of this toolkit"),
-    option("output", type=Path, metavar="OUT", help="a new folder"),
+    option("output", type=Path, metavar="OUT", help="output folder, which must not exist"),
     SHARD_SIZE,
 )
 def convert_export_unitok_mllm(options: Namespace) -> None:
@@ -285,9 +285,9 @@ def convert_export_unitok_mllm(options: Namespace) -> None:
 
 @command(
     "convert probe",
-    "Find out whether an image tokenizer's projections are causal or bidirectional.",
+    "Find out whether the projections of an image tokenizer use causal or full attention.",
     "unitok_tokenizer.pth",
-    option("source", type=Path, metavar="SRC", help="the released file, or a converted folder"),
+    option("source", type=Path, metavar="SRC", help="released file or converted folder"),
     PROBE_IMAGES,
 )
 def convert_probe(options: Namespace) -> None:

@@ -19,9 +19,9 @@ FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classe
     "Chat with the model in the browser.",
     "--port 7861",
     *MODEL,
-    option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for every address"),
+    option("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 means all addresses"),
     option("--port", type=port_number, help="port to listen on (default: the first free one from 7860)"),
-    option("--share", action="store_true", help="also create a public link, through a server of Gradio"),
+    option("--share", action="store_true", help="also create a public link through Gradio's servers"),
 )
 def demo(options: Namespace) -> None:
     importlib.import_module("demo.app").serve(options)
@@ -29,26 +29,26 @@ def demo(options: Namespace) -> None:
 
 @command(
     "prepare",
-    "Turn records of text and images into training shards. Formats are detected: chats, captioned images, questions,\n"
-    "edits, documents ... in tars, JSON, Parquet, tables, folders and saved data sets. Run it again to resume after\n"
-    "an interruption; torchrun or accelerate launch share the work.",
+    "Convert records of text and images to training shards. The format is detected: chats, captioned images,\n"
+    "questions, edits and documents, in tars, JSON, Parquet, tables, folders and saved data sets. Run the same\n"
+    "command again to resume. To use several processes, start it with torchrun or accelerate launch.",
     "captions.tar chats.jsonl --out data/mixed --image-tokenizer runs/tokenizer/final",
-    option("sources", nargs="*", type=Path, metavar="SRC", help="a file of records, or a folder of them"),
-    option("--out", type=Path, required=True, metavar="DIR", help="folder of the shards"),
+    option("sources", nargs="*", type=Path, metavar="SRC", help="file of records, or folder of records or images"),
+    option("--out", type=Path, required=True, metavar="DIR", help="output folder"),
     option("--image-tokenizer", type=Path, metavar="T", help="folder of an image tokenizer or model, or released file"),
-    option("--model", metavar="FOLDER", help="a model: its image tokenizer and sizes (default: the bundled model)"),
+    option("--model", metavar="FOLDER", help="model whose image tokenizer and sizes are used (default: bundled)"),
     option("--format", choices=(*FORMATS, "webdataset"), metavar="NAME", help=f"of all sources: {', '.join(FORMATS)}"),
-    option("--map", metavar="NAME=COLUMN,...", help="names of columns, such as caption=prompt,image=img_path"),
-    option("--images", type=Path, metavar="DIR", help="folder of the images that records name"),
-    option("--size", type=image_size, metavar="WxH", help="size of all images (default: the model's)"),
-    option("--preparation", help="how an image gets to its size: cover (default), stretch, crop ..."),
+    option("--map", metavar="NAME=COLUMN,...", help="column names, such as caption=prompt,image=img_path"),
+    option("--images", type=Path, metavar="DIR", help="folder that relative image paths start from"),
+    option("--size", type=image_size, metavar="WxH", help="size of all images in pixels (default: the model's)"),
+    option("--preparation", help="how images are resized: cover (default), stretch, crop ..."),
     option("--shard-size", type=positive_count, default=2048, metavar="N", help="records per shard (default: 2048)"),
     option("--batch-size", type=positive_count, default=64, metavar="N", help="images encoded at once (default: 64)"),
-    option("--num-workers", type=positive_count, default=4, metavar="N", help="threads that open images (default: 4)"),
-    option("--skip-broken", action="store_true", help="leave broken records out, list and count them"),
-    option("--device", help="where to compute, such as cpu or cuda (default: a GPU if there is one)"),
+    option("--num-workers", type=positive_count, default=4, metavar="N", help="threads that load images (default: 4)"),
+    option("--skip-broken", action="store_true", help="skip invalid records, and list and count them"),
+    option("--device", help="device to run on, such as cpu or cuda (default: a GPU if there is one)"),
     option("--show", type=positive_count, metavar="N", help="print N samples and save their images"),
-    option("--seed", type=seed_number, default=0, help="which samples are shown"),
+    option("--seed", type=seed_number, default=0, help="random seed for --show (default: 0)"),
 )
 def prepare(options: Namespace) -> None:
     if not options.sources and options.show is None:
@@ -62,24 +62,26 @@ def prepare(options: Namespace) -> None:
 
 @command(
     "merge",
-    "Merge a trained adapter into the model it was trained on; the result is a model like any other.",
+    "Merge a trained adapter into its base model and write an ordinary model folder.",
     "runs/lora/final -o runs/lora/model",
-    option("adapter", type=Path, metavar="ADAPTER", help="folder `final` (or a checkpoint) of a run with an adapter"),
-    option("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write the model folder"),
-    option("--base", metavar="FOLDER", help="the model under the adapter (default: the one its config names)"),
+    option("adapter", type=Path, metavar="ADAPTER", help="folder `final` or checkpoint of a training with an adapter"),
+    option("-o", "--output", type=Path, required=True, metavar="FOLDER", help="output folder for the merged model"),
+    option("--base", metavar="FOLDER", help="base model (default: the one named in the config of the adapter)"),
 )
 def merge(options: Namespace) -> None:
     require_new(options.output)
     module = importlib.import_module("train.lora")
     with whole_folder(options.output) as folder:
         module.merge_folder(options.adapter, folder, base=options.base)
-    print(f"the merged model is in {options.output}")
+    print(f"{options.output}: the merged model")
 
 
 TRAIN_HELP = """usage: mllm train RECIPE [--key value ...]
 
-Train what a recipe describes, or resume from the latest checkpoint in its output folder. RECIPE is a YAML file or the
-name of a recipe of the toolkit: {recipes}. Every key can be set by --key value.
+Run the training that a recipe describes. If its output folder contains a checkpoint, training resumes from the latest
+one. RECIPE is a YAML file or the name of a recipe of the toolkit: {recipes}.
+
+Every key of the recipe can be set with --key value.
 
 example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"""
 
