@@ -72,7 +72,6 @@ def run(connection: socket.socket) -> None:
 
 
 def end_with(connection: socket.socket) -> None:
-    """Wait for the other side, which never writes again, to close; then end this process."""
     connection.recv(1)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -22,7 +22,6 @@ TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
-    """Dotted names in import statements below `tree`."""
     found = list(ast.walk(tree))
     names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
     return names | {node.module or "" for node in found if isinstance(node, ast.ImportFrom)}

@@ -15,8 +15,8 @@ from PIL import Image
 
 from mllm.cli.main import PACKAGES, VERBS, main
 from mllm.pipeline import Pipeline
+from tests.train.launching import ROOT, run_program
 
-ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -50,7 +50,6 @@ def folder(tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def run(random_model_folder: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a verb on the random model; gives its exit status, stdout and stderr."""
 
     def run(*words: str) -> tuple[int, str, str]:
         with_model = (
@@ -159,15 +158,11 @@ def test_every_verb_explains_itself_with_an_example_and_no_heavy_package() -> No
         "    except SystemExit as exit: assert not exit.code\n"
         "heavy = {'torch', 'transformers', 'gradio', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed = run_program(sys.executable, "-c", script)
     for verb in VERBS:
-        assert f"\n  {verb} " in done.stdout and f"\nexample: mllm {verb}" in done.stdout
-    traced = subprocess.run(
-        [sys.executable, "scripts/trace_path.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        assert f"\n  {verb} " in printed and f"\nexample: mllm {verb}" in printed
     path = ["mllm/cli/main.py  main", "mllm/files.py  version_of", "2 files, 2 functions"]
-    assert traced.stdout.splitlines()[1:] == path
+    assert run_program(sys.executable, "scripts/trace_path.py", "--version").splitlines()[1:] == path
 
 
 def test_a_successful_command_prints_nothing_else(random_model_folder: Path, tmp_path: Path) -> None:

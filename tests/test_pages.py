@@ -10,13 +10,9 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,7 @@ from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer
 from tests.forked_python import forked_python
 from tests.train.conftest import SMALL as SMALL_TOKENIZER
-from tests.train.launching import ROOT, environment, free_port, losses
+from tests.train.launching import ROOT, environment, free_port, losses, run_program, serving
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train.data.formats import LAYOUTS
@@ -75,7 +71,6 @@ def read_page(page: str) -> str:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """All blocks of a page in order."""
     text = read_page(page)
     found = list(FENCE.finditer(text))
     assert text.count("```") == 2 * len(found), f"a block of {page} is not closed, or not at the margin"
@@ -265,7 +260,6 @@ def lay_out(folder: Path, *, recipes: Mapping[str, Mapping[str, Any]] | None = N
 
 
 def with_programs(folder: Path, programs: Mapping[str, str], surroundings: Mapping[str, str]) -> dict[str, str]:
-    """Write programs; an environment in which they are found first."""
     folder.mkdir(exist_ok=True)
     for name, text in programs.items():
         (folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}\n")
@@ -274,39 +268,14 @@ def with_programs(folder: Path, programs: Mapping[str, str], surroundings: Mappi
 
 
 def run_blocks(blocks: list[Block], folder: Path, surroundings: dict[str, str]) -> None:
-    """Run the shell blocks of a page in order."""
     for block in blocks:
         if NOT_RUN in block.before:
             check_unrun_block(block, folder)
         elif block.text.startswith("mllm demo"):
-            serve_and_stop(block, folder, surroundings)
+            with serving("bash", "-c", block.text, folder=folder, **surroundings):
+                pass
         elif block.is_shell:
-            run_block(block, folder, surroundings)
-
-
-def run_block(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
-    """Run a block as it stands; the first command that fails ends it."""
-    words = ["bash", "-euo", "pipefail", "-c", block.text]
-    done = subprocess.run(words, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{block.text}failed:\n{(done.stdout + done.stderr)[-4000:]}"
-
-
-def serve_and_stop(block: Block, folder: Path, surroundings: dict[str, str]) -> None:
-    """Start what serves until it is stopped; it must show its page."""
-    port, end, is_shown = free_port(), time.monotonic() + 120, False
-    surroundings = {**surroundings, "GRADIO_SERVER_PORT": str(port)}
-    with (folder / "server.log").open("w") as log:
-        options = {"cwd": folder, "env": surroundings, "stdout": log, "stderr": log, "start_new_session": True}
-        server = subprocess.Popen(["bash", "-c", block.text], **options)
-    try:
-        while not is_shown:
-            assert server.poll() is None and time.monotonic() < end, (folder / "server.log").read_text()
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=10) as answer:
-                is_shown = answer.status == 200
-            time.sleep(0.2)
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+            run_program("bash", "-euo", "pipefail", "-c", block.text, folder=folder, **surroundings)
 
 
 LAUNCHERS = ("torchrun", "deepspeed", "accelerate", "python")
@@ -326,7 +295,7 @@ def check_unrun_block(block: Block, folder: Path) -> None:
     """Every command of the block reaches a launcher with options that it knows and a recipe that resolves."""
     calls = folder / "calls.jsonl"
     programs = dict.fromkeys(LAUNCHERS, RECORDER.format(python=sys.executable, calls=str(calls))) | SLURM
-    run_block(block, ROOT, with_programs(folder / "recorders", programs, environment()))
+    run_program("bash", "-euc", block.text, **with_programs(folder / "recorders", programs, environment()))
     called = [json.loads(line) for line in calls.read_text().splitlines()]
     commands = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert len(called) == len(commands), f"a command of this block reaches no launcher:\n{block.text}"

@@ -4,8 +4,6 @@ Some mutations leave an input valid; it must then give a result. The doors are t
 evaluation files and the Python facade.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -79,7 +77,6 @@ class Door:
 
 
 def contents() -> dict[Path, str]:
-    """Hashes of what is in the working folder; outputs go to out/."""
     files = (path for path in Path().rglob("*") if path.is_file() and path.parts[0] != "out")
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -1,18 +1,10 @@
 """The demo in a real browser, with the bundled model: what the first command of the README promises."""
 
-from __future__ import annotations
-
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +18,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.train.launching import ROOT, serving
+
 PATIENCE = 180  # seconds; only a loaded machine needs more than a few
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-quic --disable-sync "
@@ -35,40 +28,13 @@ FLAGS = (
 
 
 def find_chromium() -> tuple[str, str] | None:
-    """Browser and driver; None where either is absent."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next((found for name in names if (found := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
 
-@contextmanager
-def serve_demo() -> Iterator[str]:
-    """`mllm demo` as its own process without a network to ask; gives its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
-    command = [sys.executable, "-m", "mllm", "demo", "--port", str(port)]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    server = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, **pipes)
-    try:
-        while not answers(address):
-            assert time.monotonic() < end, f"nothing answered at {address} in {PATIENCE} seconds"
-            assert server.poll() is None, f"the demo ended before it served: {server.stdout.read()}"
-            time.sleep(0.3)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address, timeout=5).close()
-        return True
-    except (urllib.error.URLError, TimeoutError):
-        return False
+serve_demo = partial(serving, sys.executable, "-m", "mllm", "demo")
 
 
 class Page:
@@ -98,7 +64,6 @@ class Page:
         return WebDriverWait(self.browser, PATIENCE).until(lambda _: condition())
 
     def send(self, text: str, *, file: Path | None = None) -> None:
-        """Type a request, with an image, and send it."""
         box = self.wait_for("#request textarea")
         if file:
             self.wait_for("#request input[type=file]").send_keys(str(file))
@@ -113,7 +78,6 @@ class Page:
         return self.find("#chat .bot.message")[-1].text.strip()
 
     def requested_urls(self) -> list[str]:
-        """Everything that the page loaded."""
         messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         sent = [message for message in messages if message["method"] == "Network.requestWillBeSent"]
         return [message["params"]["request"]["url"] for message in sent]

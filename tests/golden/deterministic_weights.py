@@ -1,7 +1,5 @@
 """Weights for golden tests: every tensor is a function of its name and shape alone, so none are stored."""
 
-from __future__ import annotations
-
 import json
 import math
 import zlib
@@ -38,6 +36,5 @@ def fill(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_manifest(name: str) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a state dict."""
     manifest = json.loads((FOLDER / name).read_text(encoding="utf-8"))
     return {key: tuple(shape) for key, (shape, _) in manifest.items()}

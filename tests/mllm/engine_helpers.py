@@ -1,7 +1,5 @@
 """A random model of odd sizes, with prompts, requests and training samples for it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +58,6 @@ def build_prompt(
 
 
 def text_prompt(ids: list[int], *, num_codebooks: int) -> TokenSequence:
-    """A prompt of text ids alone."""
     return TokenSequence(
         token_ids_T=np.array(ids),
         labels_T=np.full(len(ids), -100),

@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden.deterministic_weights import fill
+from tests.golden.deterministic_weights import FOLDER, fill, read_manifest
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 GOLDEN_FIELDS = {
     "vocab_size": 512,
     "hidden_size": 256,
@@ -31,17 +29,12 @@ IMAGE_MARK = -200
 
 
 def golden_outputs() -> dict[str, Tensor]:
-    return load_file(GOLDEN / "mllm_small.safetensors")
+    return load_file(FOLDER / "mllm_small.safetensors")
 
 
 def golden_weights() -> dict[str, Tensor]:
     """The upstream state dict, a function of its names and shapes alone."""
-    manifest = json.loads((GOLDEN / "mllm_small_manifest.json").read_text())
-    state = {}
-    for name, (shape, _) in manifest.items():
-        values = fill(name, tuple(shape))
-        state[name] = torch.zeros(shape) if values is None else torch.as_tensor(np.asarray(values))
-    return state
+    return {name: fill(name, shape) for name, shape in read_manifest("mllm_small_manifest.json").items()}
 
 
 def expand_images(ids_BT: Tensor, values_BT: Tensor, *, fill_value: int) -> Tensor:

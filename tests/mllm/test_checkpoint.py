@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from mllm import checkpoint
@@ -40,6 +40,7 @@ from mllm.sampling import SamplingConfig
 from tests.mllm.engine_helpers import build_model, text_prompt
 from tests.mllm.golden_mllm import LLAMA_2_7B, write_released
 from tests.mllm.tiny_folder import build_tiny_folder, write_text_tokenizer
+from tests.train.launching import same, weights
 from tokenizer.unitok import UniTok
 
 Run = Callable[..., tuple[int, str, str]]
@@ -243,12 +244,6 @@ def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
     return Engine(model).generate([request])[0].images[0].codes_KN
 
 
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(value, second[name]) and value.dtype == second[name].dtype for name, value in first.items()
-    )
-
-
 def fields_of(config: MLLMConfig) -> dict[str, Any]:
     """What a config says, without where it came from."""
     fields = json.loads(config.to_json_string(use_diff=False))
@@ -337,7 +332,6 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the released prompts and preparation of images."""
     folder = tmp_path_factory.mktemp("ours")
     fields = {"prompt_style": "unitok", "tasks": ["draw", "ask", "describe", "chat"]}
     build_tiny_folder(folder, context=400, **fields)
@@ -380,9 +374,7 @@ def test_image_tokenizer_goes_in_and_out_by_command(ours: Path, released: Path, 
     code, out, _ = run("unitok", released / "unitok_tokenizer.pth", tmp_path / "unitok")
     assert code == 0
     assert out == f"{tmp_path}/unitok: 3 codebooks of 17, images of 32 pixels, full attention\n"
-    mine = load_file(ours / "image_tokenizer" / "model.safetensors")
-    theirs = load_file(tmp_path / "unitok" / "model.safetensors")
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert same(weights(ours / "image_tokenizer"), weights(tmp_path / "unitok"))
     names = (tmp_path / "unitok", released, released / "unitok_tokenizer.pth")  # a folder, a model, the released file
     found = [find_image_tokenizer(str(name)).quantizer.codebooks for name in names]
     assert found[0].equal(found[1]) and found[0].equal(found[2])
@@ -407,7 +399,6 @@ def test_types_and_a_separate_image_tokenizer(released: Path, tmp_path: Path, ru
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change the tensors of the last file."""
     path = sorted(folder.glob("model-*.safetensors"))[-1]
     save_file(change(load_file(path)), path)
 

@@ -81,6 +81,7 @@ PLAN = "|[<plan>]|2x2|[ a red cat 35]|[#]|[</s>]"
         (DRAW, "unitok", "<s>|a cat Generate an image based on this description.|[#]|[</s>]"),
         (ASK, "unitok", ASKED),
         ([user(IMAGE), assistant("A cat.")], "unitok", "<s>|#|[A cat.]|[</s>]"),
+        ([user("Describe.", IMAGE), assistant("a cat")], "plain", "<s>|=|[a cat\n]"),
         ([*ASK, user("Sure?"), assistant("Yes.")], "unitok", f"{ASKED}|USER: Sure? ASSISTANT:|[ Yes.]|[</s>]"),
     ],
 )
@@ -113,8 +114,9 @@ def test_a_dialogue_that_makes_no_sense_is_refused() -> None:
     ):
         with pytest.raises(ValueError):
             render(messages, "native", add_generation_prompt=prompt)
-    with pytest.raises(ValueError):
-        render(DRAW, "latin")
+    for style in ("latin", "plain"):  # no style, and one that is not asked anything
+        with pytest.raises(ValueError):
+            render(ASK[:1], style, add_generation_prompt=True)
     with pytest.raises(ValueError):
         CodesPart(np.zeros((3, 4), dtype=np.uint16), (2, 3))
 

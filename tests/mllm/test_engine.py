@@ -1,8 +1,6 @@
 """Generation: whatever is guessed and whoever is decoded beside it, a request gets what a plain loop without a cache
 gives it; the layout is obeyed, budgets are kept, plans belong to their images, events tell what happens."""
 
-from __future__ import annotations
-
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -22,7 +20,6 @@ from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, PreTrained
 
 import mllm.engine.loop
 import mllm.engine.step
-from mllm.conversation import from_chat
 from mllm.engine.forward import AnyBackbone, CachedForward
 from mllm.engine.loop import Engine
 from mllm.engine.rejection import answer_ids
@@ -40,7 +37,6 @@ from mllm.engine.request import (
 from mllm.engine.state_machine import never_text_ids
 from mllm.engine.step import StaticStep, StepInputs
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Pipeline
 from mllm.sampling import TEXT, SamplingConfig, choose, gumbel, stack_settings
 from mllm.sequence import ImageLayout, TokenSequence
 from tests.mllm.engine_helpers import (
@@ -78,7 +74,6 @@ def forced(codes_KN: np.ndarray, is_forced_N: Any) -> ForcedCodes:
 
 
 def pick(logits_C: Tensor, settings: SamplingConfig, *, seed: int, position: int, codebook: int) -> int:
-    """One choice."""
     row, counters = stack_settings([settings], num_choices=len(logits_C)), torch.tensor([seed, position])
     noise_1C = gumbel(counters[:1], counters[1:], codebook, num_choices=len(logits_C))
     return int(choose(logits_C[None], row, noise_1C))
@@ -120,7 +115,6 @@ def draw_plainly(model: MLLMForConditionalGeneration, request: GenerationRequest
 
 @torch.inference_mode()
 def write_plainly(model: MLLMForConditionalGeneration, request: GenerationRequest) -> list[int]:
-    """The tokens of a text."""
     layout = ImageLayout.from_config(model.config)
     forbidden, ids = [*never_text_ids(layout, model.config), *layout.opening_ids], []
     while len(ids) < request.max_new_tokens and (not ids or ids[-1] != model.config.eos_token_id):
@@ -276,20 +270,6 @@ def test_threads_share_the_passes_and_each_gets_what_it_gets_alone() -> None:
             each.result()
     assert not engine.has_work and not engine.inbox and not any(slot.running for slot in engine.slots)
     assert engine.turn < alone.turn, "they share passes"
-
-
-@pytest.mark.slow
-def test_the_bundled_model_draws_the_same_with_and_without_guesses() -> None:
-    """Codes and plans, one at a time and together."""
-    pipeline = Pipeline.load(device="cpu", dtype="float32")
-    prompts = ("a red circle", "a large blue square below a small green star", "three yellow hearts")
-    requests = []
-    for seed in range(24):
-        chat = from_chat([{"role": "user", "content": prompts[seed % 3]}])
-        requests.append(pipeline.build_request(chat, "image", task="draw", overrides={"seed": seed, "resamples": 0}))
-    plain = [outcome(pipeline.run([replace(request, window=1)])[0]) for request in requests]
-    assert [outcome(result) for result in pipeline.run(requests)] == plain
-    assert [outcome(pipeline.run([request])[0]) for request in requests] == plain
 
 
 # ---- passes ----

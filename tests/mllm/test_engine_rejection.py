@@ -1,7 +1,5 @@
 """Rejection sampling: which try stands, that what came before it stays, and that company changes nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -46,7 +44,6 @@ def build_requests(
 
 
 def run(pipeline: Pipeline, requests: Sequence[GenerationRequest], check: Check) -> list[list[Event]]:
-    """The events of each request."""
     events: list[list[Event]] = [[] for _ in requests]
     layout = ImageLayout.from_config(pipeline.config)
     for event in stream_accepted(requests, stream=Engine(pipeline.model).stream, check=check, layout=layout):

@@ -1,6 +1,5 @@
 """`model.generate` with `AutoProcessor`, as the page of a transformers model shows it: the same as the pipeline."""
 
-import subprocess
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tests.mllm.engine_helpers import liking
 from tests.mllm.tiny_folder import build_tiny_folder, random_image
-from tests.train.launching import ROOT, command, environment
+from tests.train.launching import command, run_program
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +261,7 @@ def test_processes_that_answer_together_answer_as_alone(tmp_path: Path) -> None:
     folder = build_tiny_folder(tmp_path / "model", outlines=True, context=700)
     words = command("torchrun", folder)
     words = [*words[: words.index("train.run")], "tests.mllm.synced_worker", str(folder)]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.stdout.count("answers as alone") == 2, (done.stdout + done.stderr)[-4000:]
+    assert run_program(*words).count("answers as alone") == 2
 
 
 # ---- the bundled model, which describes images ----

@@ -1,7 +1,5 @@
 """The released system's own numbers: training loss, gradients, embeddings and logits, greedy text-to-image decoding."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

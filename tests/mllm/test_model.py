@@ -211,7 +211,6 @@ def test_outputs_are_those_of_transformers(model: MLLMForConditionalGeneration) 
 
 
 def loss_of(model: MLLMForConditionalGeneration, num_text: int, num_learned: int, **options: Any) -> LossParts:
-    """Of random hidden states."""
     generator = torch.Generator().manual_seed(num_text)
     text, image = (torch.randn(n, 24, generator=generator) for n in (num_text, num_learned))
     labels = torch.randint(61, (num_text,), generator=generator)

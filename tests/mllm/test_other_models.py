@@ -11,16 +11,12 @@ from PIL import Image
 from mllm.cli.main import main
 from mllm.config import MLLMConfig
 from mllm.conversation import ClassPart, CodesPart, ImagePart, Message, TextPart, render, unconditional
-from mllm.engine.loop import Engine
-from mllm.engine.request import GenerationRequest
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
-from mllm.sampling import SamplingConfig
 from mllm.sequence import IGNORED, ImageLayout, TokenSequence, build_sequence, pack
 from tests.mllm.engine_helpers import NUM_CODEBOOKS, build_model, learned_sample
 from tests.mllm.test_embedding import random_codes
-from tests.mllm.test_engine import draw_plainly
 from tests.mllm.tiny_folder import build_tiny_folder, random_image
 from tokenizer.unitok import UniTok
 
@@ -28,10 +24,6 @@ from tokenizer.unitok import UniTok
 
 FIRST, COUNT = 50, 7  # classes of the random models
 IMAGE = CodesPart(np.ones((NUM_CODEBOOKS, 9), dtype=np.uint16), (3, 3))
-
-
-def class_model(layout: str = "bare") -> MLLMForConditionalGeneration:
-    return build_model(layout=layout, prompt_style="class", first_class_id=FIRST, num_classes=COUNT)
 
 
 def build(messages: list[Message], config: MLLMConfig, *, is_prompt: bool = True) -> TokenSequence:
@@ -44,7 +36,8 @@ def asked(part: ClassPart | TextPart | ImagePart) -> list[Message]:
 
 
 def test_a_sample_is_a_class_and_the_positions_of_the_image_and_nothing_else() -> None:
-    config, prompt = class_model().config, asked(ClassPart(2))
+    model = build_model(layout="bare", prompt_style="class", first_class_id=FIRST, num_classes=COUNT)
+    config, prompt = model.config, asked(ClassPart(2))
     sample = build([*prompt, Message("assistant", (IMAGE,))], config, is_prompt=False)
     assert sample.token_ids_T.tolist() == [FIRST + 2, *[config.image_token_id] * 9]
     assert (sample.labels_T == IGNORED).all() and sample.code_targets_P.all()
@@ -61,17 +54,6 @@ def test_a_sample_is_a_class_and_the_positions_of_the_image_and_nothing_else() -
     ):
         with pytest.raises(ValueError):
             call()
-
-
-@pytest.mark.parametrize("layout", ["bare", "fixed"])
-def test_classes_are_drawn_as_by_a_plain_loop(layout: str) -> None:
-    model, prompt = class_model(layout), asked(ClassPart(5))
-    prompts = {"prompt": build(prompt, model.config), "unconditional": build(unconditional(prompt), model.config)}
-    for guidance in (1.0, 2.5):
-        request = GenerationRequest(**prompts, mode="image", image=SamplingConfig(guidance=guidance))
-        (result,) = Engine(model).generate([request])
-        assert result.images[0].codes_KN.T.tolist() == draw_plainly(model, request)
-        assert result.token_ids == ImageLayout.from_config(model.config).token_ids((3, 3))
 
 
 def test_pipeline_and_command_draw_classes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,11 +129,3 @@ def test_it_answers_and_chats_in_words_and_refuses_to_draw(folder: Path) -> None
         pipeline.draw("a cat")
     with pytest.raises(ValueError):  # asked below the capabilities
         pipeline.answer([asked(TextPart("a cat"))], "image", [0])
-
-
-def test_the_plain_style_pairs_images_with_captions() -> None:
-    told = [Message("user", (TextPart("Describe."), IMAGE)), Message("assistant", (TextPart("a cat"),))]
-    shown = [(segment.content, segment.supervised, segment.bare) for segment in render(told, "plain")[1:]]
-    assert shown == [(IMAGE, False, True), ("a cat\n", True, False)]
-    with pytest.raises(ValueError):
-        render(told[:1], "plain", add_generation_prompt=True)

@@ -47,7 +47,6 @@ def grid_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """It likes to plan."""
     folder = build_tiny_folder(tmp_path_factory.mktemp("planned"), layout="grid", outlines=True, context=800)
     pipeline = Pipeline.load(folder, device="cpu")
     likes_to_plan = 5.0 * (torch.arange(pipeline.config.vocab_size) == pipeline.config.begin_plan_id)

@@ -57,14 +57,12 @@ class TinyModel(SimpleNamespace):
 
 
 def images(count: int) -> dict[str, torch.Tensor]:
-    """Images of N positions."""
     codes_PK = torch.arange(count * N * K).view(-1, K) * 7 % 17
     return {"codes": codes_PK, "image_lengths": torch.full((count,), N)}
 
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Their test modules by name."""
     try:
         monkeypatch.syspath_prepend(fetch(default_folder()))
     except subprocess.CalledProcessError as error:

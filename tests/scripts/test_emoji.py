@@ -108,7 +108,6 @@ def records(packages: Path, cells: list[Cell]) -> dict[str, list[dict]]:
 
 
 def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
-    """Texts or paths of images of a record."""
     messages = [message for message in record["messages"] if role in (None, message["role"])]
     key = "path" if kind == "image" else "text"
     return [item[key] for message in messages for item in message["content"] if item["type"] == kind]

@@ -15,7 +15,6 @@ from tokenizer.unitok import UniTok
 
 
 def attend_by_definition(query_BNE: Tensor, key_BNE: Tensor, value_BNE: Tensor, *, causal: bool) -> Tensor:
-    """One head."""
     scores_BNN = query_BNE @ key_BNE.transpose(1, 2) / query_BNE.shape[-1] ** 0.5
     if causal:
         scores_BNN = scores_BNN.masked_fill(torch.ones_like(scores_BNN, dtype=torch.bool).triu(1), -torch.inf)

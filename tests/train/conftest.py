@@ -1,18 +1,21 @@
 """The smallest world that the trainers can learn from: 4 positions an image, two codebooks, a few hundred words."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.train.launching import losses, same, weights
 from tests.train.published_weights import dino_weights, lpips_weights, write_merges, write_tar
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train import recipe as recipes
 from train.recipe import MLLMRecipe, TokenizerRecipe
 from train.text_tokenizer import train_from_recipe
+from train.trainer import train_mllm
 
 SMALL = (
     {"image_size": 32, "stem_width": 4, "stage_widths": (8, 12), "stage_depths": (1, 1), "width": 24, "depth": 1}
@@ -29,6 +32,11 @@ def image_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image_tokenizer")
     UniTok(dataclasses.replace(UniTokConfig.tiny(), **SMALL)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer(image_tokenizer_folder: Path) -> UniTok:
+    return UniTok.from_pretrained(image_tokenizer_folder)
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +87,12 @@ def everything(folder: Path, output: Path, **changes: Any) -> TokenizerRecipe:
         "codebooks": recipes.CodebookSchedule(initialise_at=2, every=2, threshold=0.95),
     }
     return TokenizerRecipe(output=output, **{**settings, **changes})
+
+
+def check_resumed(recipe: MLLMRecipe, *lost: str) -> None:
+    """Training again without these folders gives the losses and weights that are there."""
+    whole, final = losses(recipe.output), weights(recipe.output / "final")
+    for name in (*lost, "final"):
+        shutil.rmtree(recipe.output / name)
+    train_mllm(recipe)
+    assert losses(recipe.output) == whole and same(weights(recipe.output / "final"), final)

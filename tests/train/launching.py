@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,6 @@ def changed(recipe: MLLMRecipe, trainer: dict[str, object] | None = None, **chan
 
 
 def write_recipe(recipe: object, path: Path) -> Path:
-    """The recipe as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_yaml(recipe))
     return path
@@ -52,28 +55,53 @@ def environment() -> dict[str, str]:
     return {**os.environ, **quiet, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
-def launch(launcher: str | None, recipe: Path, *more: str, **how: Any) -> str:
-    """Run to the end; returns what was printed."""
-    words = [*command(launcher, recipe, **how), *more]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-4000:]}"
-    return done.stdout + done.stderr
+def run_program(*words: object, folder: Path = ROOT, **variables: str) -> str:
+    """Run to the end; what was printed."""
+    options: dict[str, Any] = {"cwd": folder, "env": {**environment(), **variables}, "timeout": 3000}
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{words} failed:\n{(done.stdout + done.stderr)[-4000:]}"
+    return done.stdout
 
 
-def kill_at(step: int, words: list[str], output: Path) -> None:
-    """Start a run and kill it when it has logged this step, with everything it started, workers first."""
+def launch(launcher: str | None, recipe: Path, *more: str, **how: Any) -> None:
+    run_program(*command(launcher, recipe, **how), *more)
+
+
+def kill_at(words: list[str], log: Path, *, lines: int) -> None:
+    """Start a run and kill it when its log has so many lines, with everything it started, workers first."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, cwd=ROOT, env=environment(), **quiet)
-    log, end = output / "metrics.jsonl", time.monotonic() + 300
-    while not (log.is_file() and len(log.read_text().splitlines()) >= step):
+    process, end = subprocess.Popen(words, cwd=ROOT, env=environment(), **quiet), time.monotonic() + 300
+    while not (log.is_file() and len(log.read_text().splitlines()) >= lines):
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end, f"step {step} was not reached in 300 seconds"
+        assert time.monotonic() < end, f"{log} had no {lines} lines in 300 seconds"
         time.sleep(0.002)
     family = psutil.Process(process.pid).children(recursive=True)
     for member in [*family, process]:
         member.kill()
     process.wait()
     psutil.wait_procs(family)
+
+
+@contextmanager
+def serving(*words: str, folder: Path = ROOT, **variables: str) -> Iterator[str]:
+    """A program that serves the demo until the block ends; gives its address when it answers."""
+    port, end = free_port(), time.monotonic() + 180
+    address, surroundings = f"http://127.0.0.1:{port}", {**environment(), "GRADIO_SERVER_PORT": str(port), **variables}
+    server = subprocess.Popen(words, cwd=folder, env=surroundings, start_new_session=True)
+    try:
+        while not answers(address):
+            assert server.poll() is None and time.monotonic() < end, f"{words} does not serve"
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.status == 200
+    return False
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:

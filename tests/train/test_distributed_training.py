@@ -48,7 +48,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
         paths[name] = write_recipe(changed(recipe, output=tmp_path / name), tmp_path / f"{name}.yaml")
     launch(launcher, paths["calm"])
     step = random.SystemRandom().randrange(2, STEPS - 2)
-    kill_at(step, command(launcher, paths["killed"]), tmp_path / "killed")
+    kill_at(command(launcher, paths["killed"]), tmp_path / "killed" / "metrics.jsonl", lines=step)
     launch(launcher, paths["killed"])
     expected = losses(tmp_path / "calm")
     assert list(expected) == list(range(1, STEPS + 1))

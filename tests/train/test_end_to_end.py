@@ -1,7 +1,6 @@
 """Scripts run to their end: from raw files to an image, the bundled model from nothing, ablations, launchers."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mllm.config import MLLMConfig
 from mllm.pipeline import Pipeline
 from mllm.vocabulary import load_text_tokenizer
 from tests.forked_python import forked_python
-from tests.train.launching import ROOT, environment, losses
+from tests.train.launching import environment, losses, run_program
 
 SMALLER = {
     "train tiny_text": "--vocab_size 400 --dialogues 400",
@@ -33,17 +32,14 @@ def settings(tmp_path: Path) -> Iterator[dict[str, str]]:
         head = ["#!/usr/bin/env bash", f'echo "$@" >> {tmp_path}/commands', 'case "$1 $2" in']
         (python.parent / "mllm").write_text("\n".join([*head, *lines, "esac", f'exec {python} -m mllm "$@" $more']))
         (python.parent / "mllm").chmod(0o755)
-        yield {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
+        yield {"PATH": f"{python.parent}:{environment()['PATH']}", "PYTHON": str(python)}
 
 
 @pytest.mark.slow
 def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = ["bash", "scripts/end_to_end_tiny.sh", str(out)]
     with forked_python(tmp_path / "bin", environment()) as python:
-        settings = {**environment(), "PATH": f"{python.parent}:{environment()['PATH']}"}
-        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+        run_program("bash", "scripts/end_to_end_tiny.sh", out, PATH=f"{python.parent}:{environment()['PATH']}")
     for stage in ("stage1", "stage2", "stage3", "lora"):
         assert losses(out / stage).keys() == {1, 2, 3}
     assert Image.open(out / "drawn.png").size == (256, 256)
@@ -55,10 +51,8 @@ def test_raw_files_become_a_model_that_draws_and_answers(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
     runs, model = tmp_path / "runs", tmp_path / "model"
-    words = ["bash", str(ROOT / "scripts/build_tiny_model.sh"), str(runs), str(model)]
     for _ in range(2):  # the second time, every stage finds itself finished
-        done = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        run_program("bash", "scripts/build_tiny_model.sh", runs, model, **settings)
     source = json.loads((model / "SOURCE.json").read_text())
     assert [stage["optimizer"]["matrix_learning_rate"] for stage in source["stages"]] == [0.02, 0.008, 0.004]
     assert [stage["trainable"] for stage in source["image_tokenizer_stages"]] == ["all", "decoder"]
@@ -75,9 +69,7 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dic
 def test_choices_are_trained_measured_and_plotted(tmp_path: Path, settings: dict[str, str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
     reports = tmp_path / "reports"
-    words = ["bash", str(ROOT / "scripts/train_ablations.sh"), str(tmp_path / "runs"), "2"]
-    done = subprocess.run(words, env=settings | {"REPORTS": str(reports)}, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run_program("bash", "scripts/train_ablations.sh", tmp_path / "runs", 2, **settings, REPORTS=str(reports))
     assert {path.name for path in reports.glob("*.png")} == {"codebooks.png", "head.png", "steps.png"}
     for codebooks in (2, 4, 8):
         config = json.loads((tmp_path / "runs" / f"codebooks-{codebooks}" / "final" / "config.json").read_text())

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,7 +16,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tests.train.conftest import SMALL, TEXT_TOWER, everything
-from tests.train.launching import ROOT, command, environment, free_port, kill_at, launch, same, weights, write_recipe
+from tests.train.launching import command, free_port, kill_at, launch, run_program, same, weights, write_recipe
 from tests.train.published_weights import small_image, write_merges
 from tokenizer.config import UniTokConfig
 from tokenizer.images import ImageProcessor, read_image
@@ -45,7 +44,6 @@ DISCRIMINATOR_LOSSES = ("discriminator_real", "discriminator_made", "discriminat
 
 
 def train(output: Path, **changes: Any) -> Path:
-    """The tokenizer that a plain recipe makes."""
     TokenizerTrainer(TokenizerRecipe(output=output, **{**PLAIN, **changes})).train()
     return output / "final"
 
@@ -119,7 +117,7 @@ def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Pa
     )
     launch("torchrun", write_recipe(complete, tmp_path / "complete.yaml"))
     words = command("torchrun", write_recipe(killed, tmp_path / "killed.yaml"))
-    kill_at(5, words, killed.output)
+    kill_at(words, killed.output / "metrics.jsonl", lines=5)
     assert not (killed.output / "final").exists()
     launch("torchrun", tmp_path / "killed.yaml")
     assert read_log(killed.output) == read_log(complete.output)
@@ -198,7 +196,6 @@ def test_a_decoder_trained_alone_leaves_the_codes_and_may_draw_them_larger(tmp_p
 
 
 def write_classes(folder: Path, names: dict[str, str], counts: tuple[int, ...]) -> None:
-    """A folder of images for each class, and the names of the classes."""
     for label, (name, count) in enumerate(zip(names, counts, strict=True)):
         (folder / "val" / name).mkdir(parents=True)
         for number in range(count):
@@ -220,18 +217,12 @@ def test_zero_shot_accuracy_equals_a_loop_over_images(tmp_path: Path) -> None:
     captions = load_captions(write_merges(tmp_path / "merges.txt.gz"), vocab_size=517, context=12)
     recipe = EvaluationRecipe(imagenet_val=tmp_path / "val", classes=tmp_path / "classes.json", templates=path)
     measured = TokenizerEvaluation(recipe, 32, batch_size=2, captions=captions)
-    vectors = []
-    for name in names.values():
-        rows = [model.encode_text(captions([each.replace("{}", name)]))[0] for each in templates]
-        mean = torch.stack([row / row.norm() for row in rows]).mean(0)
-        vectors.append(mean / mean.norm())
-    made_ND = class_vectors(model, captions, list(names.values()), templates)
-    torch.testing.assert_close(made_ND, torch.stack(vectors), rtol=1e-4, atol=1e-5)
+    classes_ND = class_vectors(model, captions, list(names.values()), templates)
     ranks, prepare = [], ImageProcessor(height=32, width=32, preparation="zero_shot")
     for label, name in enumerate(names):
         for file in sorted((tmp_path / "val" / name).iterdir()):
             image_D = model.encode_image(prepare(read_image(file)))[0]
-            scores = [torch.cosine_similarity(image_D, each, dim=0).item() for each in vectors]
+            scores = [torch.cosine_similarity(image_D, each, dim=0).item() for each in classes_ND]
             ranks.append(sorted(scores, reverse=True).index(scores[label]))
     expected = sum(rank == 0 for rank in ranks) / len(ranks)
     assert measured.zero_shot(model) == {"zero_shot_top1": pytest.approx(expected), "zero_shot_top5": 1.0}
@@ -246,10 +237,7 @@ def test_the_launcher_trains_on_two_processes_and_evaluates(tmp_path: Path) -> N
     words += ["--imagenet_val", str(tmp_path / "val"), "--imagenet_classes", str(tmp_path / "classes.json")]
     words += ["--fid_eval_src", str(tmp_path / "val" / "n02"), "--fid_eval_dst", str(tmp_path / "made")]
     words += ["--evaluation.fid_score", "false", "--batch_size", "3"]
-    settings = {**environment(), "RECIPE": str(recipe), "PYTHON": sys.executable}
-    script = [ROOT / "scripts" / "train_tokenizer.sh", *words]
-    done = subprocess.run(script, cwd=ROOT, env=settings, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_program("scripts/train_tokenizer.sh", *words, RECIPE=str(recipe), PYTHON=sys.executable)
     used = resolve(TokenizerRecipe, read_yaml(tmp_path / "run" / "recipe.yaml"))
     assert (used.shards.urls, used.batch_size) == (f"{tmp_path}/{{02..03}}.tar", 3)
     reading = json.loads((tmp_path / "run" / "checkpoint-4" / "reading.json").read_text())

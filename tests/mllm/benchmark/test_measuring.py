@@ -1,9 +1,8 @@
 """`mllm benchmark` on tiny sizes: timing, the report, what is compared, and what is refused. No time is asserted."""
 
-from __future__ import annotations
-
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -11,6 +10,7 @@ from random import Random
 import pytest
 import torch
 
+from mllm.benchmark import measure
 from mllm.benchmark.cases import (
     SIZES,
     build_random_model,
@@ -21,75 +21,43 @@ from mllm.benchmark.cases import (
     training_flops,
 )
 from mllm.benchmark.growth import COSTS, fit_costs
-from mllm.benchmark.measure import (
-    THIS,
-    WARM_UPS,
-    Case,
-    Cost,
-    Roofline,
-    as_table,
-    busy_seconds,
-    complaints,
-    measure_case,
-    measure_roofline,
-    peak_memory,
-    run_benchmark,
-    time_interleaved,
-)
 from mllm.benchmark.work import WORK, Before
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
+from tests.train.launching import ROOT, run_program
+from train.benchmark_training import load_samples
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[3]
-DRAWN = {"upstream", "upstream, head cache", THIS, "prefix context"}
-TEXTS = {THIS, "transformers, dynamic", "transformers, static"}
-RUNS: dict[str, tuple[str, dict[str, set[str]]]] = {
-    "draw": (
-        "--sizes bundled XXS --batch 2 --quantization int8 --model {folder}",
-        {"draw XXS, batch 2": DRAWN | {"int8"}, "draw, 2 images": {THIS, "no speculation", "int8"}},
-    ),
-    "ask": (
-        "--sizes XXS --batch 3 --model {folder}",
-        {"ask about one image": {THIS, f"{THIS}, two questions"}, "text XXS, batch 3": TEXTS},
-    ),
-    "edit": (
-        "--model {folder}",
-        {name: {THIS, "no speculation"} for name in ("edit one object", "codes of the edited image")},
-    ),
-    "requests": (
-        "--requests 6 --model {folder}",
-        {"6 requests (draw, ask, edit, chat, describe), 2 turns apart": {THIS, "one by one"}},
-    ),
-    "head": (
-        "--sizes XXS --batch 3 --guidance 1",
-        {"head XXS, 3 images": DRAWN - {"prefix context"}}
-        | {f"choice {name}, 8 rows": {"upstream", THIS} for name in ("unfiltered", "top-k and top-p")},
-    ),
-    "tokenizer": (
-        "--batch 1",
-        {f"{way} tiny, 1 image": {"upstream", THIS} for way in ("encode", "decode")}
-        | {name: {"upstream", THIS} for name in ("upsample 64 channels, 32 to 64", "look up 8 x 4096, 1 image")},
-    ),
-    "product": ("--sizes S --batch 3", {"product S, 3 rows": {THIS, "int8", "int4"}}),
-    "prefill": ("--sizes XXS --batch 2", {"prefill XXS, 2 prompts": {THIS}}),
-    "step": ("--sizes XXS", {"step XXS, 648 places": {THIS}}),
-    "load": ("--model {folder}", {"load": {THIS}}),
+RUNS = {
+    "draw": "--sizes bundled XXS --batch 2 --quantization int8 --model {folder}",
+    "ask": "--sizes XXS --batch 3 --model {folder}",
+    "edit": "--model {folder}",
+    "requests": "--requests 6 --model {folder}",
+    "head": "--sizes XXS --batch 3 --guidance 1",
+    "tokenizer": "--batch 1",
+    "product": "--sizes S --batch 3",
+    "prefill": "--sizes XXS --batch 2",
+    "step": "--sizes XXS",
+    "load": "--model {folder}",
 }
+ALONE = ("prefill", "step", "load")
+"""Measured without anything beside it."""
 
 
 def test_every_benchmark_compares_prints_and_writes(
     random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "figures.json"
-    for what, (words, expected) in RUNS.items():
+    for what, words in RUNS.items():
         options = [*words.format(folder=random_model_folder).split(), "--rounds", "1", "--device", "cpu"]
         assert main(["benchmark", what, *options, "--json", str(path)]) == 0, what
         printed, report = capsys.readouterr().out, json.loads(path.read_text())
-        assert report["machine"]["threads"] == 1 and report["read_bytes_per_second"] > 0
-        assert {case["name"]: set(case["seconds"]) - {"bfloat16"} for case in report["cases"]} == expected
+        assert report["machine"]["threads"] == 1 and report["read_bytes_per_second"] > 0 and report["cases"]
         for case in report["cases"]:
-            assert case["name"] in printed and all(case["checks"].values()) and case["ratios"][THIS] == 1
+            others = case["seconds"].keys() - {measure.THIS, "bfloat16"}
+            assert bool(others) == (what not in ALONE) and ("int8" in others or "int8" not in words)
+            assert "upstream" in others or what not in ("head", "tokenizer")
+            assert case["name"] in printed and all(case["checks"].values()) and case["ratios"][measure.THIS] == 1
             assert case["checks"] or not case["name"].startswith(("text", "draw X", "head"))
             assert case["roofline_seconds"] is None or 0 < case["share_of_roofline"]
 
@@ -122,7 +90,7 @@ def test_growth_is_fitted_and_plotted_and_fitted_rates_are_those_that_made_the_t
     for _ in range(9):
         facts = {name: generator.random() * 1e-2 / rate for name, rate in rates.items()}
         seconds = sum(facts[name] * rate for name, rate in rates.items())
-        cases.append({"facts": facts, "seconds": {THIS: {"median": seconds}}})
+        cases.append({"facts": facts, "seconds": {measure.THIS: {"median": seconds}}})
     fit = fit_costs({"cases": cases})
     assert fit["seconds_per"] == pytest.approx(rates, rel=1e-6) and fit["mean_relative_error"] < 1e-6
     pytest.importorskip("matplotlib")
@@ -152,31 +120,35 @@ def test_another_commit_draws_the_same_greedy_codes_in_the_same_run(tmp_path: Pa
 def test_rounds_are_interleaved_in_flipping_order_and_warm_ups_do_not_count() -> None:
     calls: list[str] = []
     variants = {name: lambda name=name: calls.append(name) for name in "abc"}
-    seconds = time_interleaved(variants, rounds=3, device=CPU)
-    assert WARM_UPS == 2 and "".join(calls) == "abc" + "cba" + "abc" + "cba" + "abc"
+    seconds = measure.time_interleaved(variants, rounds=3, device=CPU)
+    assert measure.WARM_UPS == 2 and "".join(calls) == "abc" + "cba" + "abc" + "cba" + "abc"
     assert all(len(taken) == 3 and min(taken) >= 0 for taken in seconds.values())
 
 
 def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
     slow, fast = iter([9.0, 9.0, 4.0, 6.0, 9.0]), iter([9.0, 9.0, 2.5, 2.0, 3.0])
-    variants = {"upstream": lambda: next(slow), THIS: lambda: next(fast)}
-    case = Case(name="c", variants=variants, checks={"equal": False}, gate="upstream")
-    found = measure_case(case, Roofline(1.0, 1.0), rounds=3, device=CPU)
-    assert found["ratios"] == {"upstream": 2.4, THIS: 1.0} and found["roofline_seconds"] is None
+    variants = {"upstream": lambda: next(slow), measure.THIS: lambda: next(fast)}
+    case = measure.Case(name="c", variants=variants, checks={"equal": False}, gate="upstream")
+    found = measure.measure_case(case, measure.Roofline(1.0, 1.0), rounds=3, device=CPU)
+    assert found["ratios"] == {"upstream": 2.4, measure.THIS: 1.0} and found["roofline_seconds"] is None
     report = {"cases": [found]}
-    assert complaints(report, least_speed_up=None) == complaints(report, least_speed_up=2.4) == ["c: not so: equal"]
-    assert complaints(report, least_speed_up=2.5)[1] == "c: 2.40 times as fast as upstream, below 2.5"
+    assert (
+        measure.complaints(report, least_speed_up=None)
+        == measure.complaints(report, least_speed_up=2.4)
+        == ["c: not so: equal"]
+    )
+    assert measure.complaints(report, least_speed_up=2.5)[1] == "c: 2.40 times as fast as upstream, below 2.5"
     report["cases"][0]["gate"] = None
-    assert "got nothing" in complaints(report, least_speed_up=2.5)[-1]
-    assert "equal: NO" in as_table(run_benchmark([], rounds=1, device=CPU) | report)
+    assert "got nothing" in measure.complaints(report, least_speed_up=2.5)[-1]
+    assert "equal: NO" in measure.as_table(measure.run_benchmark([], rounds=1, device=CPU) | report)
 
 
 def test_the_floor_is_the_slower_of_memory_and_arithmetic_and_the_machine_has_rates() -> None:
-    roofline = Roofline(read_bytes_per_second=10.0, flops_per_second=4.0)
-    assert roofline.floor(Cost(15, 5, 4)) == 2.0 and roofline.floor(Cost(15, 5, 4).times(2)) == 4.0
-    assert roofline.floor(Cost(20, 0, 40)) == 10.0
-    assert min(measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and peak_memory(CPU) > 2**20
-    assert busy_seconds() == 0.0 or busy_seconds() >= time.process_time() * 0.5
+    roofline = measure.Roofline(read_bytes_per_second=10.0, flops_per_second=4.0)
+    assert roofline.floor(measure.Cost(15, 5, 4)) == 2.0 and roofline.floor(measure.Cost(15, 5, 4).times(2)) == 4.0
+    assert roofline.floor(measure.Cost(20, 0, 40)) == 10.0
+    assert min(measure.measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and measure.peak_memory(CPU) > 2**20
+    assert measure.busy_seconds() == 0.0 or measure.busy_seconds() >= time.process_time() * 0.5
     assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60, "work may measure itself"
 
 
@@ -192,3 +164,27 @@ def test_costs_are_those_of_the_released_model() -> None:
     sample = random_sample(SIZES["7b"], model.config, seed=0)  # about 20.2 TFLOP forward and backward
     assert training_flops(model, [sample]) == pytest.approx(20.2e12, rel=0.02)
     assert num_parameters(model.backbone.layers) == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+
+
+def test_packed_and_padded_rows_train_the_same_samples(random_model_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    words = ["--model", str(random_model_folder), "--samples", "5", "--length", "160", "--rows", "2", "--rounds", "1"]
+    assert main(["benchmark", "training", *words, "--device", "cpu", "--json", str(file)]) == 0
+    (case,) = json.loads(file.read_text())["cases"]
+    dense, short = case["facts"][measure.THIS], case["facts"]["padded"]
+    assert dense["targets"] == short["targets"] > 5 and 0 <= dense["padding_share"] < 1 and case["ratios"]["padded"] > 0
+    samples, _ = load_samples(str(random_model_folder), 5, 160, CPU)
+    assert dense["positions"] == short["positions"] == sum(map(len, samples))
+
+
+GPU = ROOT / "scripts" / "benchmark_gpu.sh"
+PARTS = ["products", "head", "drawing", "graphs", "prefill", "tokenizer", "training-1b", "training-7b"]
+
+
+@pytest.mark.slow
+def test_the_dry_run_of_the_gpu_benchmark_writes_a_report(tmp_path: Path) -> None:
+    run_program("bash", GPU, tmp_path / "report.json", "--tiny", PYTHON=sys.executable)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report) == PARTS and all(part["cases"] for part in report.values())
+    limits = [int(line.split()[2]) for line in GPU.read_text().splitlines() if line.startswith("part ")]
+    assert len(limits) == len(PARTS) and sum(limits) < 480, "under eight minutes"

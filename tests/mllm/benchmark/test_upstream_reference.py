@@ -1,8 +1,5 @@
 """The reference is upstream's algorithm (the released system's own output says so), and our decoding equals it."""
 
-from __future__ import annotations
-
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer, choose_code, filter_logits
+from mllm.benchmark.upstream_reference import UpstreamDrawing, UpstreamTokenizer
 from mllm.config import MLLMConfig
 from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
+from mllm.sampling import SamplingConfig
 from tests.conftest import small_tokenizer_config
 from tests.mllm.engine_helpers import IDS, build_prompt
 from tests.mllm.golden_mllm import golden_outputs
@@ -82,19 +79,6 @@ def test_our_codes_equal_the_reference(seed: int, context: str) -> None:
         assert np.array_equal(ours_NKP, upstream(settings, sees_prefix=context == "prefix")), settings
         if settings is GREEDY:  # the contexts differ, or all this would say nothing about them
             assert not np.array_equal(ours_NKP, upstream(settings, sees_prefix=context != "prefix"))
-
-
-def test_filters_choose_as_ours_do_and_draw_from_what_they_keep() -> None:
-    generator, seeds_N = torch.Generator().manual_seed(4), torch.arange(40)
-    logits_NC, noise_NC = torch.randn(40, 23, generator=generator), gumbel(seeds_N, seeds_N, 0, num_choices=23)
-    for top_k, top_p in product((None, 1, 7, 30), (1.0, 0.9, 0.3)):
-        settings = SamplingConfig(temperature=0.7, top_k=top_k, top_p=top_p)
-        ours_N = choose(logits_NC, stack_settings([settings] * 40, num_choices=23), noise_NC)
-        assert torch.equal(choose_code(logits_NC, settings, noise_NC), ours_N)
-    torch.manual_seed(0)
-    logits_NC, settings = torch.tensor([[0.0, 2.0, 1.9, 1.8, -3.0]]).expand(600, -1), SamplingConfig(top_k=3, top_p=0.9)
-    counts_C = choose_code(logits_NC, settings, None).bincount(minlength=5)  # without given numbers
-    assert torch.equal(counts_C > 0, filter_logits(logits_NC[:1], settings)[0].isfinite()) and counts_C.max() < 300
 
 
 def test_our_tokenizer_equals_the_reference_and_keeps_its_own_modules() -> None:

@@ -78,7 +78,6 @@ class FakeJudge:
 
 @contextmanager
 def serve(reply: Reply) -> Iterator[FakeJudge]:
-    """Serve until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,7 +1,5 @@
 """Scores on emoji: what is asked, what is right, that everything is counted; ranks and similarity of drawings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -144,7 +142,6 @@ def test_everything_is_measured_and_shown(folder: Path, scorer: EfficientNetLite
 
 
 def images(count: int, side: int, *, seed: int) -> torch.Tensor:
-    """Smooth random images in [-1, 1]."""
     coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return F.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)
 

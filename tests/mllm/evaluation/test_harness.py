@@ -166,7 +166,6 @@ def make_rows(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def run_there(python: str, *words: str, folder: Path, **environment: str) -> None:
-    """Run a command of an environment that has a harness."""
     surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run([python, *words], cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and (folder / "out").is_dir(), done.stderr[-3000:]

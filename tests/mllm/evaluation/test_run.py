@@ -28,7 +28,6 @@ DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprin
 
 
 def make_items(count: int, *, draws: bool = False) -> list[BenchmarkItem]:
-    """Questions, or requests for images."""
     return [
         BenchmarkItem(str(n), f"questions.jsonl, line {n + 1}", n, f"question {n}", output=name if draws else None)
         for n, name in enumerate(f"images/{n + 1:05d}.png" for n in range(count))
@@ -57,7 +56,6 @@ class Answerer:
 
 
 def run(folder: Path, answerer: Answerer, *, batch_size: int = 4, shard: tuple[int, int] = (0, 1)) -> bool:
-    """One process of a run."""
     items = make_items(23, draws=answerer.draws)
     return run_items(items, answerer, RunFolder(folder), batch_size=batch_size, description=DESCRIPTION, shard=shard)
 

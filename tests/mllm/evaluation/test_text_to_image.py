@@ -40,14 +40,7 @@ from mllm.evaluation.text_to_image import (
 from mllm.files import read_json, read_lines
 from mllm.pipeline import STRIDE, VQA_SCORE_QUESTION, Pipeline
 from tests.mllm.evaluation.builders import write_genai_bench, write_json, write_jsonl
-from tests.mllm.tiny_folder import build_tiny_folder
 from tokenizer.images import read_image
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights, with room for the longest prompts."""
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"), context=400)
 
 
 class Run:

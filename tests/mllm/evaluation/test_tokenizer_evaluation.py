@@ -20,7 +20,6 @@ from mllm.checkpoint import find_image_tokenizer
 from mllm.cli.main import main
 from mllm.evaluation.tokenizer import fit_probe
 from tests.conftest import small_tokenizer_config
-from tests.mllm.tiny_folder import build_tiny_folder
 from tests.train.published_weights import lpips_weights, write_merges
 from tokenizer.images import ImageProcessor
 from tokenizer.metrics import CLIP_TEMPLATES, LPIPS, read_templates
@@ -58,22 +57,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
 def evaluate(output: Path, *words: str | Path) -> dict:
     fixed = ["evaluate", "tokenizer", "--output", str(output), "--device", "cpu", "--batch-size", "3"]
     assert main([*fixed, *map(str, words)]) == 0
     return json.loads((output / "result.json").read_text())
 
 
-def test_reconstruction_and_codes_equal_plain_computation(model: Path, images: Path, tmp_path: Path) -> None:
+def test_reconstruction_and_codes_equal_plain_computation(folder: Path, images: Path, tmp_path: Path) -> None:
     file = tmp_path / "lpips_with_vgg.pth"
     torch.save(lpips_weights(), file)
-    result = evaluate(tmp_path, "--model", model, "--images", images, "--lpips", file)
-    tokenizer = find_image_tokenizer(str(model), device="cpu")
+    result = evaluate(tmp_path, "--model", folder, "--images", images, "--lpips", file)
+    tokenizer = find_image_tokenizer(str(folder), device="cpu")
     prepare, lpips = ImageProcessor(height=32, width=32, preparation="zero_shot"), LPIPS(lpips_weights())
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(float)
     assert sheet.shape == (2 * (2 * 32 + 8), 6 * (32 + 8), 3)  # twelve pairs, six in a row
@@ -106,13 +100,13 @@ def test_reconstruction_and_codes_equal_plain_computation(model: Path, images: P
 
 
 def test_an_archive_and_a_folder_of_the_same_images_score_the_same(
-    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = tmp_path / "images.tar"
     with tarfile.open(archive, "w") as file:
         for path in sorted(images.rglob("*.*"), reverse=True):
             file.add(path, arcname=str(path.relative_to(images)))
-    words = ["--model", str(model), "--limit", "5", "--images"]
+    words = ["--model", str(folder), "--limit", "5", "--images"]
     results = [evaluate(tmp_path / str(n), *words, path) for n, path in enumerate((archive, images))]
     assert results[0]["scores"] == results[1]["scores"]
     assert results[0]["items_scored"] == 5 and not results[0]["is_complete"]
@@ -184,7 +178,7 @@ def test_zero_shot_accuracy_is_that_of_a_plain_loop(tmp_path: Path) -> None:
 
 
 def test_fid_is_over_the_images_of_this_evaluation_alone(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second evaluation of fewer images in the same folder leaves none of the first; FID itself is a stand-in."""
     seen: list[tuple[int, int]] = []
@@ -195,7 +189,7 @@ def test_fid_is_over_the_images_of_this_evaluation_alone(
 
     monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
     for more in ((), ("--limit", "4")):
-        result = evaluate(tmp_path, "--model", model, "--images", images, "--fid", *more)
+        result = evaluate(tmp_path, "--model", folder, "--images", images, "--fid", *more)
     assert seen == [(NUM_IMAGES, NUM_IMAGES), (4, 4)]
     assert (result["scores"]["rFID"]["value"], result["scores"]["IS"]["value"]) == (1.5, 2.5)
     assert result["scores"]["rFID"]["count"] == 4 and "torch-fidelity" in result["scored_with"]

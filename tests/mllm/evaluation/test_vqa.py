@@ -224,7 +224,6 @@ Gold = dict[str, tuple[str, str]]
 
 
 def mme_files(folder: Path, gold: Gold, texts: list[str]) -> tuple[Path, Path, Path]:
-    """Question file, answers file and release."""
     questions = []
     for subtask, pair in gold.items():
         rows = [f"Question {i}? Please answer yes or no.\t{answer}\n" for i, answer in enumerate(pair)]

@@ -19,8 +19,6 @@ SHORT = "\nAnswer the question using a single word or phrase."
 
 @dataclass
 class Data:
-    """One data set on disk."""
-
     folder: Path
     rng: Random
     suffix: str  # of prompts

@@ -1,7 +1,5 @@
 """Edits and questions mean what they say; dialogues of every job are complete, repeatable, free of held-out pairs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product

@@ -1,7 +1,5 @@
 """Requests to draw are true of their own scene and false of a changed one; descriptions are read, false ones caught."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from itertools import product

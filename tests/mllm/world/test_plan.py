@@ -2,8 +2,6 @@
 read as the spec they were made from, a right image answers all.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from random import Random
 

@@ -2,8 +2,6 @@
 checker reads them right, says "unreadable" where it should, and measures its own error.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace

@@ -10,16 +10,11 @@ import numpy as np
 from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
-from tokenizer.unitok import UniTok
 from train.data.prepare import PrepareOptions
 from train.data.records import Record
 from train.data.shards import SHARDS, CodeSource, ShardFolder, write_manifest, write_shard
 
 OPTIONS = PrepareOptions(sizes=((32, 32),), batch_size=5, num_workers=2)
-
-
-def load(folder: Path) -> UniTok:
-    return UniTok.from_pretrained(folder)
 
 
 def image_file(number: int) -> bytes:
@@ -31,7 +26,6 @@ def image_file(number: int) -> bytes:
 
 
 def tar_of(members: dict[str, bytes], mode: str = "w") -> bytes:
-    """A tar of these files."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as tar:
         for name, content in members.items():
@@ -76,7 +70,6 @@ def content(row: Record) -> tuple:
 
 
 def prepared(path: Path, shards: Sequence[Sequence[Record]], code_source: CodeSource) -> Path:
-    """A finished folder of these rows."""
     (path / SHARDS).mkdir(parents=True)
     names = [f"{number:05d}.parquet" for number in range(len(shards))]
     for name, rows in zip(names, shards, strict=True):

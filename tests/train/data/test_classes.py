@@ -13,7 +13,7 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, TextPart
 from mllm.world.render import render
 from mllm.world.scene import CLASSES, class_scene
-from tests.train.data.raw_data import OPTIONS, content, load, prepared
+from tests.train.data.raw_data import OPTIONS, content, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
 from tokenizer.unitok import UniTok
 from train.data.batches import class_sequences
@@ -40,11 +40,6 @@ def make_folder(path: Path, *shards: list[Record]) -> ShardFolder:
     return ShardFolder(prepared(path, shards, CODE_SOURCE))
 
 
-@pytest.fixture(scope="module")
-def tokenizer(image_tokenizer_folder: Path) -> UniTok:
-    return load(image_tokenizer_folder)
-
-
 def test_every_epoch_has_every_image_once_in_its_own_order(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, [record(n, [n]) for n in range(4)], [record(n, [n]) for n in range(4, 7)])
     sequences = ClassSequences(ClassData(), [folder], TOKENIZERS, BatchShape(rows=1, length=11))
@@ -67,11 +62,11 @@ def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> Non
     assert abs(sum(dropped) - 120) < 35
 
 
-def test_images_of_the_world_are_encoded_once(tmp_path: Path, tokenizer: UniTok) -> None:
+def test_images_of_the_world_are_encoded_once(tmp_path: Path, image_tokenizer: UniTok) -> None:
     with pytest.raises(ValueError):  # a class that the model lacks
         ClassSequences(ClassData(), [make_folder(tmp_path / "more", [record(7, [1])])], TOKENIZERS, BatchShape(1, 5))
     config = MLLMConfig(**{**CONFIG.to_dict(), "num_classes": len(CLASSES)})
-    tokenizers, of_world = replace(TOKENIZERS, image=tokenizer, config=config), ClassData(world_images=2)
+    tokenizers, of_world = replace(TOKENIZERS, image=image_tokenizer, config=config), ClassData(world_images=2)
     with pytest.raises(ValueError, match="raise it"):
         class_sequences(of_world, tmp_path / "codes", tokenizers, BatchShape(1, 4))
     assert not (tmp_path / "codes").exists(), "refused before images are encoded"
@@ -81,17 +76,17 @@ def test_images_of_the_world_are_encoded_once(tmp_path: Path, tokenizer: UniTok)
     )
     image = render(class_scene(1, Random("classes/0/1")), 32)
     codes_KN = first.messages[1].parts[0].codes_KN
-    assert np.array_equal(codes_KN, tokenizer.encode(to_pixels(to_bytes(image)[None]))[0])
+    assert np.array_equal(codes_KN, image_tokenizer.encode(to_pixels(to_bytes(image)[None]))[0])
     assert content(longer) == content(first)
 
 
-def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer: UniTok) -> None:
+def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_tokenizer: UniTok) -> None:
     rng = np.random.default_rng(1)
     for number, name in enumerate(("cat", "ant", "ant")):
         (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8))
         image.save(tmp_path / "images" / name / f"{number}.png")
-    out, options = tmp_path / "out", {"tokenizer": tokenizer, "options": OPTIONS, "shard_size": 2}
+    out, options = tmp_path / "out", {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 2}
     prepare_folder([tmp_path / "images"], out, format_name="classes", **options)
     folder = ShardFolder(out)
     assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
@@ -100,12 +95,12 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, tokenizer:
     for view, (x, y) in zip(views, [(0, 0), (3, 0), (0, 3), (3, 3), (1, 1)], strict=False):
         assert np.array_equal(view.permute(1, 2, 0), large[y : y + 32, 4 + x : 4 + x + 32])
     assert all(torch.equal(mirror, view.flip(2)) for view, mirror in zip(views[:5], views[5:], strict=True))
-    expected_BKN = tokenizer.encode(to_pixels(torch.stack(views))).numpy()
+    expected_BKN = image_tokenizer.encode(to_pixels(torch.stack(views))).numpy()
     codes_BKN = np.stack([part.codes_KN for part in folder[2].messages[1].parts])
     assert (codes_BKN == expected_BKN).mean() > 0.98  # batches differ, so near ties may
 
 
-def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: UniTok) -> None:
+def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokenizer: UniTok) -> None:
     """Files of one or several images, crops in them, labels beside."""
     for name in ("codes", "labels"):
         (tmp_path / "raw" / name).mkdir(parents=True)
@@ -113,7 +108,7 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, tokenizer: U
     for number, (part, labels) in enumerate(((slice(0, 1), [5]), (slice(1, 2), [0]), (slice(2, 4), [2, 3]))):
         np.save(tmp_path / "raw" / "codes" / f"{number}.npy", stored[part])
         np.save(tmp_path / "raw" / "labels" / f"{number}.npy", np.array(labels))
-    options = {"tokenizer": tokenizer, "options": OPTIONS, "shard_size": 3}
+    options = {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 3}
     prepare_folder([tmp_path / "raw"], tmp_path / "out", **options)
     folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]

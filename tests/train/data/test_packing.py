@@ -1,7 +1,6 @@
 """Packed batches of prepared data: nothing lost or twice, little padding, the same whoever asks; and training."""
 
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
-from mllm.sequence import IGNORED, PackedBatch, sample_numbers
+from mllm.sequence import PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
-from tests.train.data.raw_data import OPTIONS, document, load, pair, prepared, write_raw
-from tests.train.launching import changed, losses, same, weights
+from tests.train.conftest import check_resumed
+from tests.train.data.raw_data import OPTIONS, document, pair, prepared, write_raw
+from tests.train.launching import changed, losses, same
+from tokenizer.unitok import UniTok
 from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, ShardSequences, block_quota
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
 from train.data.prepare import prepare_folder
@@ -87,7 +88,6 @@ def padding_of(batch: PackedBatch) -> torch.Tensor:
 
 
 def samples_of(batch: PackedBatch) -> Iterator[tuple]:
-    """The samples of a batch: their ids, labels and positions."""
     for row, is_padding in enumerate(padding_of(batch)):
         begins = torch.nonzero((batch["position_ids"][row] == 0) & ~is_padding)[:, 0].tolist()
         ends = [*begins[1:], int((~is_padding).sum())]
@@ -143,22 +143,6 @@ def test_padding_is_below_5_percent_on_mixed_data(make) -> None:
     batches = make(length=160, buffer_size=64)
     padding = [(sample_numbers(batches[index]["position_ids"]) == 0).float().mean() for index in range(24)]
     assert sum(padding) / 24 < 0.05
-
-
-def test_positions_restart_nothing_is_learned_across_samples_and_images_are_never_cut(make, config: MLLMConfig) -> None:
-    """Long documents are cut into pieces, between images only."""
-    batches = make(length=23, some=slice(1, 3))
-    for index in range(30):
-        batch = batches[index]
-        for _, labels, positions in samples_of(batch):
-            assert positions == tuple(range(len(positions))) and labels[0] == IGNORED
-        assert (batch["labels"][padding_of(batch)] == IGNORED).all()
-        is_image = batch["input_ids"] == config.image_token_id
-        assert is_image.sum() == len(batch["codes"]) == len(batch["code_targets"])
-        assert (batch["image_lengths"] == 4).all()
-        for ids, _, _ in samples_of(batch):
-            frames = [token for token in ids if token in (config.begin_image_id, config.end_image_id)]
-            assert frames == [config.begin_image_id, config.end_image_id] * (len(frames) // 2)
 
 
 def test_samples_that_cannot_fit_are_reported_and_left_out(make, caplog: pytest.LogCaptureFixture) -> None:
@@ -224,11 +208,11 @@ def test_folders_come_by_weight_and_none_loses_its_place(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def recipe(mllm_recipe: MLLMRecipe, image_tokenizer_folder: Path, tmp_path: Path) -> MLLMRecipe:
+def recipe(mllm_recipe: MLLMRecipe, image_tokenizer: UniTok, tmp_path: Path) -> MLLMRecipe:
     write_raw(tmp_path / "raw")
     for name, files in {"images": ["captions.tar", "llava.json"], "words": ["documents.jsonl", "text.jsonl"]}.items():
-        sources, tokenizer = [tmp_path / "raw" / file for file in files], load(image_tokenizer_folder)
-        prepare_folder(sources, tmp_path / name, tokenizer=tokenizer, options=OPTIONS, shard_size=4)
+        sources = [tmp_path / "raw" / file for file in files]
+        prepare_folder(sources, tmp_path / name, tokenizer=image_tokenizer, options=OPTIONS, shard_size=4)
     shards = [ShardSource(path="images", weight=2.0), ShardSource(path=str(tmp_path / "words"))]
     data = MLLMData(shards=shards, root=tmp_path, packing_buffers=2, buffer_size=12, describe_share=0.5)
     return changed(mllm_recipe, data=data, length=96)
@@ -236,12 +220,9 @@ def recipe(mllm_recipe: MLLMRecipe, image_tokenizer_folder: Path, tmp_path: Path
 
 def test_a_resumed_run_equals_an_uninterrupted_one_and_workers_change_nothing(recipe: MLLMRecipe) -> None:
     train_mllm(recipe)
-    whole, final = losses(recipe.output), weights(recipe.output / "final")
+    whole = losses(recipe.output)
     assert len(whole) == 6 and max(losses(recipe.output, "padding_share").values()) < 0.2
-    for name in ("checkpoint-4", "checkpoint-6", "final"):
-        shutil.rmtree(recipe.output / name)
-    train_mllm(recipe)
-    assert losses(recipe.output) == whole and same(weights(recipe.output / "final"), final)
+    check_resumed(recipe, "checkpoint-4", "checkpoint-6")
     validation = Validation(batches=2, shards=recipe.data.shards)
     trainer = {"dataloader_num_workers": 2, "eval_strategy": "steps", "eval_steps": 6}
     other = changed(recipe, trainer, validation=validation, output=recipe.output.parent / "other")

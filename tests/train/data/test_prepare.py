@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +26,8 @@ from mllm.cli.main import main
 from mllm.conversation import CodesPart, TextPart, render
 from mllm.files import UNFINISHED
 from tests.train.data import raw_data
-from tests.train.data.raw_data import OPTIONS, image_file, lines, load, rows_of, tar_of
-from tests.train.launching import ROOT, environment
+from tests.train.data.raw_data import OPTIONS, image_file, lines, rows_of, tar_of
+from tests.train.launching import run_program
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
 from train.data.mixture import choose_sample
@@ -41,13 +40,8 @@ Prepare = Callable[..., Totals]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(image_tokenizer_folder: Path) -> UniTok:
-    return load(image_tokenizer_folder)
-
-
-@pytest.fixture(scope="module")
-def prepare(tokenizer: UniTok) -> Prepare:
-    return partial(prepare_with, tokenizer)
+def prepare(image_tokenizer: UniTok) -> Prepare:
+    return partial(prepare_with, image_tokenizer)
 
 
 def prepare_with(
@@ -66,7 +60,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(raw: Path, prepare: Prepare, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything, prepared without an interruption."""
     out = tmp_path_factory.mktemp("whole") / "out"
     prepare(raw, out=out)
     return out
@@ -78,7 +71,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_every_record_comes_out_with_the_codes_of_its_images(whole: Path, raw: Path, tokenizer: UniTok) -> None:
+def test_every_record_comes_out_with_the_codes_of_its_images(whole: Path, raw: Path, image_tokenizer: UniTok) -> None:
     process, folder = ImageProcessor(height=32, width=32), ShardFolder(whole)
     rows = [folder[index] for index in range(len(folder))]
     assert len(rows) == 4 * COUNT and len(folder.names) == 4 * 3
@@ -97,7 +90,7 @@ def test_every_record_comes_out_with_the_codes_of_its_images(whole: Path, raw: P
         assert len(codes) == (name != "text.jsonl")
         if codes:
             image = read_image(image_file(number if name == "captions.tar" else 100 + number))
-            reference_KN = tokenizer.encode(process(image))[0]
+            reference_KN = image_tokenizer.encode(process(image))[0]
             assert codes[0].grid == (2, 2) and codes[0].codes_KN.tolist() == reference_KN.tolist()
 
 
@@ -139,13 +132,13 @@ def prepare_slowly(raw: Path, out: Path, tokenizer: UniTok) -> None:
 
 
 def test_killed_five_times_it_ends_as_if_it_had_not(
-    raw: Path, prepare: Prepare, tokenizer: UniTok, tmp_path: Path
+    raw: Path, prepare: Prepare, image_tokenizer: UniTok, tmp_path: Path
 ) -> None:
     """Killed without warning after a random number of shards and a random time more."""
     out, straight, rng = tmp_path / "out", tmp_path / "straight", random.Random(3)
     seen = set()
     for kill in range(5):
-        child = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(raw, out, tokenizer))
+        child = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(raw, out, image_tokenizer))
         child.start()
         wanted = kill * 6 + rng.randrange(6)
         while child.is_alive() and len(list((out / SHARDS).glob("*.parquet"))) < wanted:
@@ -175,9 +168,7 @@ def test_several_processes_make_the_same_shards(
     processes = ["--nproc_per_node=3"] if "torch" in launcher else ["--cpu", "--num_processes=3", "--num_machines=1"]
     words = ["-m", launcher, *processes, "-m", "mllm", "prepare", str(raw), "--out", str(tmp_path / "out")]
     words += ["--image-tokenizer", str(image_tokenizer_folder), "--shard-size", "4", "--batch-size", "5"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{4 * COUNT} records in 12 shards" in done.stdout
+    assert f"{4 * COUNT} records in 12 shards" in run_program(sys.executable, *words)
     assert rows_of(tmp_path / "out") == rows_of(whole)
 
 
@@ -262,7 +253,7 @@ def test_codes_in_records_are_kept_and_an_image_of_several_records_is_encoded_on
 def test_what_does_not_fit_the_folder_is_refused(
     whole: Path, raw: Path, prepare: Prepare, image_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    other, out = load(image_tokenizer_folder), tmp_path / "out"
+    other, out = UniTok.from_pretrained(image_tokenizer_folder), tmp_path / "out"
     with torch.no_grad():
         other.quantizer.codebooks.add_(0.1)
     source = tmp_path / "text.jsonl"
@@ -289,16 +280,16 @@ def test_what_does_not_fit_the_folder_is_refused(
 
 
 def test_samples_are_printed_with_their_images(
-    image_tokenizer_folder: Path, tokenizer: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_tokenizer_folder: Path, image_tokenizer: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = raw_data.pair(["a circle"], code_source := CodeSource.of(tokenizer), seed=4)
+    row = raw_data.pair(["a circle"], code_source := CodeSource.of(image_tokenizer), seed=4)
     out = raw_data.prepared(tmp_path / "out", [[], [row]], code_source)
     words = ["--out", str(out), "--image-tokenizer", str(image_tokenizer_folder), "--show", "2", "--seed", "1"]
     assert main(["prepare", *words]) == 0
     printed = capsys.readouterr().out
     assert printed.count("from made.tar, 4") == 2 and "ASSISTANT:[[<image 1: 2 x 2></s>]]" in printed
     codes_1KN = torch.from_numpy(row.messages[1].parts[0].codes_KN.astype(np.int64))[None]
-    expected = to_images(tokenizer.decode(codes_1KN))[0]
+    expected = to_images(image_tokenizer.decode(codes_1KN))[0]
     for number in (1, 2):
         shown = Image.open(out / "samples" / f"sample-{number}-1.png")
         assert np.array_equal(np.asarray(shown), np.asarray(expected))

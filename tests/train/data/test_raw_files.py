@@ -64,7 +64,6 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The records in every format, by name."""
     folder = tmp_path_factory.mktemp("rows")
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
@@ -341,7 +340,6 @@ codes: document assistant[Once upon a time]
 
 
 def samples_of(page: Path) -> list[tuple[str, str, str]]:
-    """Layout, ending and text of each sample."""
     blocks = [
         (*language.partition(".")[::2], text)
         for language, text in re.findall(r"^```([\w.]+)\n(.*?)^```$", page.read_text(), re.M | re.S)

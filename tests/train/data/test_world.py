@@ -1,7 +1,5 @@
 """The synthetic world as training data: which episodes, their codes, and the sequences of batches."""
 
-from __future__ import annotations
-
 import dataclasses
 from itertools import product
 from pathlib import Path
