@@ -1,5 +1,6 @@
 """`model.generate` with `AutoProcessor`, as the page of a transformers model shows it: the same as the pipeline."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -23,7 +24,7 @@ from mllm.world.language import make_draw_request
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder, random_image
+from tests.mllm.tiny_folder import build_tiny_folder, random_image, turn
 from tests.train.launching import command, run_program
 
 
@@ -33,8 +34,8 @@ def model(folder: Path) -> MLLMForConditionalGeneration:
 
 
 IMAGE = random_image()
-QUESTION = {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is it?"}]}
-DOUBLE = {"role": "user", "content": [QUESTION["content"][0], {"type": "text", "text": "or"}, QUESTION["content"][0]]}
+user = partial(turn, "user")
+QUESTION, DOUBLE = user(IMAGE, "What is it?"), user(IMAGE, "or", IMAGE)
 
 
 def pixels(images: list[Image.Image]) -> list[bytes]:
@@ -102,9 +103,9 @@ def test_an_edit_and_a_mixed_answer_are_the_pipeline_s(
 
 def test_a_batch_is_each_prompt_alone(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
     chats = [
-        [{"role": "user", "content": "a red circle"}],
+        [user("a red circle")],
         [QUESTION],
-        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": IMAGE}] * 2}],
+        [user("a", IMAGE, "a", IMAGE)],
     ]
     together = processor.apply_chat_template(chats, **PROMPT, generation_mode="image")
     codes = model.generate(**together, generation_mode="image", seed=[4, 5, 6])
@@ -142,7 +143,7 @@ def test_the_text_loop_is_that_of_transformers(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its ways to the most probable answer agree, and its options and results are there, with images in a batch."""
-    chats = [[QUESTION], [{"role": "user", "content": "a red circle"}], [DOUBLE]]
+    chats = [[QUESTION], [user("a red circle")], [DOUBLE]]
     inputs, length = processor.apply_chat_template(chats, **PROMPT), 12
     given = inputs["input_ids"].shape[1]
     greedy = model.generate(**inputs, max_new_tokens=length)
@@ -275,11 +276,6 @@ def bundled() -> tuple[Pipeline, MLLMForConditionalGeneration, MLLMProcessor]:
     return Pipeline.load(FOLDER, device="cpu", dtype="float32"), model, AutoProcessor.from_pretrained(FOLDER)
 
 
-def turn(*content: Image.Image | str) -> dict[str, Any]:
-    parts = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
-    return {"role": "user", "content": parts}
-
-
 def inputs_of(processor: MLLMProcessor, *chats: list[dict[str, Any]], **options: Any) -> Any:
     return processor.apply_chat_template(list(chats), **PROMPT, processor_kwargs=options)
 
@@ -292,7 +288,7 @@ def test_automodel_and_pipeline_agree(bundled: tuple) -> None:
     scenes = [random_scene(rng) for _ in range(60)]
     asked = [(render(scene, 256), say_question(propose_question(scene, rng), rng)) for scene in scenes]
     for part in (asked[n : n + 10] for n in range(0, len(asked), 10)):
-        inputs = inputs_of(processor, *([turn(*each)] for each in part))
+        inputs = inputs_of(processor, *([user(*each)] for each in part))
         texts = processor.batch_decode(model.generate(**inputs)[:, inputs["input_ids"].shape[1] :])
         assert [text.strip() for text in texts] == [ours.ask(image, question) for image, question in part]
 
@@ -304,11 +300,11 @@ def test_automodel_and_pipeline_agree(bundled: tuple) -> None:
 
     texts = [make_draw_request(random_scene(rng), rng).text for _ in range(20)]
     expected = [ours.draw(text, seed=seed)[0].tobytes() for seed, text in enumerate(texts)]
-    assert images_of(*([turn(text)] for text in texts), seed=0) == expected
+    assert images_of(*([user(text)] for text in texts), seed=0) == expected
     for seed in range(20):
         scene = random_scene(rng, num_objects=2)
         image, (instruction, _) = render(scene, 256), edit_sentence(propose_edit(scene, rng), scene, rng)
-        found = images_of([turn(image, instruction)], seed=seed)
+        found = images_of([user(image, instruction)], seed=seed)
         assert found == [ours.edit(image, instruction, seed=seed).tobytes()], instruction
 
 
@@ -316,8 +312,8 @@ def test_images_of_all_turns_are_described_but_those_that_the_assistant_drew(bun
     """Several images, in several turns, in a batch: the prompts that `Pipeline` builds."""
     ours, model, processor = bundled
     one, other = (render(random_scene(Random(seed)), 256) for seed in (1, 2))
-    drawn = {"role": "assistant", "content": [{"type": "image", "image": other}]}
-    chats = [[turn(one, "What is it?")], [turn("Hi")], [turn(one, "Depth?"), drawn, turn(one, other, "Which?")]]
+    drawn = turn("assistant", other)
+    chats = [[user(one, "What is it?")], [user("Hi")], [user(one, "Depth?"), drawn, user(one, other, "Which?")]]
     inputs = inputs_of(processor, *chats)
     prompts = list(read_prompts(inputs["input_ids"], None, inputs, ours.config))
     for chat, prompt, words in zip(chats, prompts, describe(model, prompts), strict=True):
@@ -328,7 +324,7 @@ def test_images_of_all_turns_are_described_but_those_that_the_assistant_drew(bun
     ids = model.generate(**inputs)
     assert ids[:, :length].equal(inputs["input_ids"]), "the descriptions are not returned"
     assert processor.batch_decode(ids[:1, length:])[0].strip() == ours.ask(one, "What is it?")
-    inputs = inputs_of(processor, [turn(one, "Make it green.")], generation_mode="image")
+    inputs = inputs_of(processor, [user(one, "Make it green.")], generation_mode="image")
     codes = model.generate(**inputs, generation_mode="image", seed=1)
     (edited,) = processor.post_process_multimodal_output(codes, generation_mode="image")
     assert edited.tobytes() == ours.edit(one, "Make it green.", seed=1).tobytes()
@@ -342,11 +338,11 @@ def test_pipelines_of_transformers_agree(bundled: tuple, monkeypatch: pytest.Mon
     answer = ours.ask(image, "What do you see?")
     for task in ("image-text-to-text", "any-to-any"):
         pipe = transformers_pipeline(task, model=model, processor=processor)
-        (found,) = pipe([turn(image, "What do you see?")], return_full_text=False)
+        (found,) = pipe([user(image, "What do you see?")], return_full_text=False)
         assert found["generated_text"].strip() == answer, task
     options = {"generation_mode": "image", "generate_kwargs": {"seed": 3}}
-    (found,) = pipe([turn("a red circle")], processor_kwargs={"generation_mode": "image"}, **options)
+    (found,) = pipe([user("a red circle")], processor_kwargs={"generation_mode": "image"}, **options)
     drawn = found if isinstance(found, Image.Image) else found["generated_image"]
     assert drawn.tobytes() == ours.draw("a red circle", seed=3)[0].tobytes()
     with pytest.raises(ValueError):
-        pipe([turn(image, "What do you see?")], generation_mode="interleaved")
+        pipe([user(image, "What do you see?")], generation_mode="interleaved")

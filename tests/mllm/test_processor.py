@@ -13,13 +13,7 @@ from mllm.checkpoint import BUNDLED
 from mllm.conversation import CodesPart, Marker, Message, TextPart, chat_template, from_chat, render
 from mllm.processor import MLLMProcessor
 from mllm.sequence import build_sequence
-from tests.mllm.tiny_folder import random_image
-
-
-def turn(role: str, *content: object) -> dict:
-    items = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
-    return {"role": role, "content": items}
-
+from tests.mllm.tiny_folder import random_image, turn
 
 CHAT = [
     turn("user", random_image(0), "What is it?"),

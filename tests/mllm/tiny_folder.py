@@ -1,6 +1,7 @@
 """A model folder of random weights, complete: what `mllm.pipeline` loads, small enough to build in a test."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ SENTENCES = (
 
 def random_image(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
+
+
+def turn(role: str, *content: Image.Image | str) -> dict[str, Any]:
+    """A message of a chat as transformers has it."""
+    items = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
+    return {"role": role, "content": items}
 
 
 def write_text_tokenizer(path: Path) -> None:

@@ -25,14 +25,8 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> Non
     values = read_yaml(find_recipe("lora"))
     words = ["--adapter.rank", "4", "--adapter.alpha=2", "--validation.batches", "3", "--trainer.max_steps", "5"]
     words += ["--validation.world.count", "5", "--validation.world.jobs=[draw]", "--model.text_config.hidden_size", "8"]
-    words += [
-        "--trainer.lr_scheduler_kwargs",
-        "{num_decay_steps: 2}",
-        "--trainer.warmup_ratio",
-        "1e-4",
-        "--output",
-        "7",
-    ]
+    words += ["--trainer.lr_scheduler_kwargs", "{num_decay_steps: 2}", "--trainer.warmup_ratio", "1e-4"]
+    words += ["--output", "7"]
     changed = resolve(MLLMRecipe, values, words)
     assert (changed.adapter.rank, changed.adapter.alpha, changed.adapter.dropout) == (4, 2.0, 0.05)
     assert changed.validation.batches == 3 and changed.validation.world == WorldInLoop(count=5, jobs=["draw"])

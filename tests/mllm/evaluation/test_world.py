@@ -6,7 +6,6 @@ drawing.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -102,10 +101,6 @@ def test_an_answer_that_ends_early_or_says_too_much_or_outgrows_the_context_fail
     assert (scores["passed"], scores["total"]) == (COUNT - len(lost), COUNT)
 
 
-def score_contrast(sign: int, images: Sequence[Image.Image], requests: Sequence[str]) -> list[float]:
-    return [sign * float(np.asarray(image).std()) for image in images]
-
-
 def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
     """Every third seed of a request draws the right image, the others an empty one."""
     scored = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
@@ -122,9 +117,11 @@ def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it(
 
     for sign in (1, -1):
         drawn.clear()
-        measured = measure_best_of(
-            draw, partial(score_contrast, sign), GROUPS[0], best_of=(1, 4), count=COUNT, seed=SEED, chunk=5
-        )
+
+        def judge(images: Sequence[Image.Image], requests: Sequence[str], sign: int = sign) -> list[float]:
+            return [sign * float(np.asarray(image).std()) for image in images]  # by contrast
+
+        measured = measure_best_of(draw, judge, GROUPS[0], best_of=(1, 4), count=COUNT, seed=SEED, chunk=5)
         assert drawn == [SEED + n + j * STRIDE for n in range(COUNT) for j in range(4)]
         rates = {number: values["rate"] for number, values in measured["best_of"].items()}
         assert rates == {"1": 0.0, "4": 1.0 if sign > 0 else 0.0}

@@ -82,13 +82,10 @@ def make(folders: list[ShardFolder], tokenizer: PreTrainedTokenizerBase, config:
     return make
 
 
-def padding_of(batch: PackedBatch) -> torch.Tensor:
-    """Where nothing is: every position of the padding restarts, with an id that no sample has."""
-    return (batch["position_ids"] == 0) & (batch["input_ids"] == MLLMConfig().pad_token_id)
-
-
 def samples_of(batch: PackedBatch) -> Iterator[tuple]:
-    for row, is_padding in enumerate(padding_of(batch)):
+    # every position of the padding restarts, with an id that no sample has
+    is_padding_BT = (batch["position_ids"] == 0) & (batch["input_ids"] == MLLMConfig().pad_token_id)
+    for row, is_padding in enumerate(is_padding_BT):
         begins = torch.nonzero((batch["position_ids"][row] == 0) & ~is_padding)[:, 0].tolist()
         ends = [*begins[1:], int((~is_padding).sum())]
         for begin, end in zip(begins, ends, strict=True):
