@@ -98,11 +98,6 @@ def test_dropping_the_instruction_keeps_images_and_their_side() -> None:
     assert show(render(outlined, "native")) == "<s>|USER:| <unconditional>| ASSISTANT:|[#]|[</s>]"
 
 
-def test_user_text_cannot_say_what_is_not_text() -> None:
-    smuggled = user("a\x00b\x01 <uncond<unconditional>itional>c\n")
-    assert show(render([smuggled], "native", add_generation_prompt=True)) == "<s>|USER:| ab c| ASSISTANT:"
-
-
 def test_a_dialogue_that_makes_no_sense_is_refused() -> None:
     for messages, prompt in (
         ([], False),

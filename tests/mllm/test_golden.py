@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import mllm.engine.step
+from mllm.benchmark.upstream_reference import UpstreamDrawing
 from mllm.checkpoint import RELEASED
 from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
@@ -86,6 +87,13 @@ def test_understanding(model: MLLMForConditionalGeneration, expected: dict[str, 
     torch.testing.assert_close(logits_BTV, expected["und.logits"], atol=1e-4, rtol=1e-4)
 
 
+def prompts_of(case: str, expected: dict[str, Tensor]) -> list[list[int]]:
+    """Conditional ones, then unconditional ones if there are any."""
+    ids = expected[f"{case}.prompt_ids"]
+    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
+    return [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("case", "guidance", "context"), [("full1", 1.0, "prefix"), ("full4", 4.0, "prefix"), ("last", 5.0, "current")]
 )
@@ -97,9 +105,7 @@ def test_greedy_drawing_equals_the_released_system(
     guidance: float,
     context: str,
 ) -> None:
-    ids = expected[f"{case}.prompt_ids"]
-    mask = expected.get(f"{case}.attention_mask", torch.ones_like(ids)).bool()
-    rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+    rows = prompts_of(case, expected)
     assert all(row[-1] == 3 for row in rows), "begin-of-image, which the decoding loop places"
     prompts = [text_prompt(row[:-1], num_codebooks=8) for row in rows]
     image = SamplingConfig(greedy=True, guidance=guidance)
@@ -124,3 +130,16 @@ def test_greedy_drawing_equals_the_released_system(
     top_2NK8 = logits_2NKC.topk(8).values
     torch.testing.assert_close(top_2NK8, expected[f"{case}.logits_top"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits_2NKC.sum(-1), expected[f"{case}.logits_sum"], rtol=1e-4, atol=0.05)
+
+
+@pytest.mark.parametrize("cached_head", [False, True])
+def test_the_reference_of_benchmarks_gives_the_codes_of_the_released_system(
+    expected: dict[str, Tensor], golden_folders: dict[str, Path], cached_head: bool
+) -> None:
+    """That our decoding equals the reference, benchmarks check themselves before they measure (test_measuring.py)."""
+    model = MLLMForConditionalGeneration.from_pretrained(golden_folders["converted"]).eval()
+    drawing = UpstreamDrawing(model, cached_head=cached_head)
+    for case, guidance, sees_prefix in (("full1", 1, True), ("full4", 4, True), ("last", 5, False)):
+        prompts, settings = prompts_of(case, expected), SamplingConfig(greedy=True, guidance=guidance)
+        codes = drawing.draw(prompts[:2], prompts[2:], num_positions=10, settings=settings, sees_prefix=sees_prefix)
+        assert torch.equal(codes, expected[f"{case}.codes"].long()), case

@@ -17,7 +17,6 @@ from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.engine.request import PLAN_BUDGET, GenerationRequest, GenerationResult
 from mllm.engine.settings import merge_settings
 from mllm.pipeline import (
-    STRIDE,
     Done,
     EventDecoder,
     ImageDone,
@@ -27,7 +26,6 @@ from mllm.pipeline import (
     TextDelta,
     TextStream,
     candidate_seeds,
-    keep_best,
     vqa_score_question,
 )
 from mllm.processor import PLAN, save_image
@@ -290,20 +288,6 @@ def test_without_a_planner_words_that_come_to_an_end_decline(
 
 
 # ---- best of N ----
-
-
-def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours_share_none() -> None:
-    assert candidate_seeds(7, 4) == [7, 7 + STRIDE, 7 + 2 * STRIDE, 7 + 3 * STRIDE]
-    assert candidate_seeds(7, 2) == candidate_seeds(7, 4)[:2]
-    used = [seed % 2**32 for first in range(50) for seed in candidate_seeds(first, 64)]
-    assert len(set(used)) == len(used)
-
-
-def test_the_first_of_the_highest_scores_is_kept() -> None:
-    images = [random_image(seed) for seed in range(4)]
-    assert keep_best(images, [0.1, 0.5, 0.5, 0.2], best_of=4) == [images[1]]
-    kept = keep_best(images, [0.1, 0.5, 0.6, 0.6], best_of=2)
-    assert kept == images[1:3] and kept[0].info == {"score": 0.5, "best_of": 2}
 
 
 def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> None:

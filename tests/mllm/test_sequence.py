@@ -13,7 +13,6 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Message, Segment, TextPart
 from mllm.sequence import (
     IGNORED,
-    ImageLayout,
     build_sequence,
     cut_sequence,
     encode_segments,
@@ -36,7 +35,6 @@ from tests.mllm.engine_helpers import IDS, learned_sample
 from tests.mllm.tiny_folder import write_text_tokenizer
 
 TEXTS = (" a red circle", " what?", "USER:", "  two  spaces ", " \u4f60\u00e9\n\tz", " </s><image><s>", " 12")
-NUM_TOKENS = 330
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,7 @@ def codes(rows: int, columns: int) -> CodesPart:
 def test_special_tokens_have_names_and_are_added_once(
     tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
 ) -> None:
-    assert vocabulary.size == NUM_TOKENS + 3 + 1 + 2 * 5
+    assert vocabulary.size == 330 + 3 + 1 + 2 * 5
     assert (vocabulary.pad_token_id, vocabulary.bos_token_id, vocabulary.eos_token_id) == (0, 1, 2)
     assert vocabulary.first_column_size_id == vocabulary.first_row_size_id + 5
     assert extend_tokenizer(tokenizer, max_grid_side=5) == vocabulary
@@ -190,26 +188,6 @@ def test_a_long_document_is_cut_between_images(
     assert all((piece.token_ids_T == config.image_token_id).sum() == piece.image_lengths_I.sum() for piece in pieces)
     assert cut_sequence(sequence, 4, config=config) is None, "an image alone is longer"
     assert len(cut_sequence(sequence, len(sequence), config=config)) == 1
-
-
-LAYOUT = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 9, "default_grid": (4, 4)}
-GRID = {"new_line_id": 5, "first_row_size_id": 20, "first_column_size_id": 30, "max_side": 7}
-
-
-def test_tokens_of_an_image_in_every_layout() -> None:
-    fixed, bare = (ImageLayout(kind=kind, **LAYOUT) for kind in ("fixed", "bare"))
-    grid = ImageLayout(kind="grid", **LAYOUT, **GRID)
-    assert fixed.token_ids((4, 4)) == [3] + [9] * 16 + [4]
-    assert bare.token_ids((4, 4)) == [9] * 16
-    assert grid.token_ids((2, 3)) == [3, 21, 32, 9, 9, 9, 5, 9, 9, 9, 5, 4]
-    assert grid.last_grid([1, *grid.token_ids((2, 3)), *grid.token_ids((3, 7)), 8, 8]) == (3, 7)
-    assert grid.last_grid([1, 8, 8]) is None
-    assert bare.last_grid([1, 3, 7, 8, 8]) is None, "a layout without size tokens has one grid"
-    for layout, size in ((grid, (8, 2)), (fixed, (2, 3)), (bare, (2, 3))):
-        with pytest.raises(ValueError):
-            layout.token_ids(size)
-    with pytest.raises(ValueError):
-        ImageLayout(kind="grid", **LAYOUT)
 
 
 # ---- packing, against a plain reading of its rows: nothing lost, nothing cut, samples apart ----

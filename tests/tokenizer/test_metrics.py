@@ -31,17 +31,6 @@ def test_ssim_equals_the_loop() -> None:
     torch.testing.assert_close(alone, metrics.ssim(first[:1].expand_as(second), second))
 
 
-def test_psnr_is_per_image_and_codebook_statistics_per_codebook() -> None:
-    first, second = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
-    second[1] += 0.2
-    assert metrics.psnr(first, second).tolist() == pytest.approx([math.inf, 20.0])
-    counts_KC = metrics.code_counts(torch.tensor([[[0, 0, 1], [4, 4, 4]], [[1, 2, 2], [4, 4, 4]]]), 5)
-    assert counts_KC.tolist() == [[2, 2, 2, 0, 0], [0, 0, 0, 0, 6]]
-    assert metrics.usage_of(counts_KC).tolist() == pytest.approx([0.6, 0.2])
-    assert metrics.entropy_of(counts_KC).tolist() == pytest.approx([math.log(3), 0.0])
-    assert metrics.bits_per_image(metrics.entropy_of(counts_KC), 10) == pytest.approx(10 * math.log2(3))
-
-
 def lpips_by_loop(state: dict[str, Tensor], first: Tensor, second: Tensor) -> float:
     """Distance of two images (3, H, W), pixel by pixel."""
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])

@@ -52,7 +52,8 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
         with pytest.raises(ValueError):
             main([str(run / "final"), str(bundled), "--scores", str(scores)])
     assert (bundled / "SOURCE.json").read_bytes() == before
-    measured = {**right, "ask": {"rate": 0.625}}
+    rate = {"rate": 0.625, "low": 0.5, "high": 0.7, "passed": 5, "total": 8}
+    measured = {**right, "ask": rate, "count": 5}
     scores.write_text(json.dumps(measured))
     assert main([str(run / "final"), str(bundled), "--scores", str(scores)]) == 0
     old, new = (load_file(folder / "model.safetensors") for folder in (run / "final", bundled))
@@ -64,7 +65,9 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     first = {"kind": "mllm", "length": 32, "data": {"shards": [{"path": "a"}, {"path": "b"}]}}
     assert source["stages"] == [first, {"kind": "mllm", "length": 64}]
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
-    assert "| ask: rate | 0.625 |" in (bundled / "README.md").read_text()
+    card = (bundled / "README.md").read_text()
+    assert "| ask | 62.5 % | 50.0 to 70.0 | 8 |" in card and "| count | 5 |" in card
+    assert "Two runs." in card and right["model"] not in card
     further = tmp_path / "further"  # trained on from the bundled model, whose stages it keeps
     shutil.copytree(run / "final", further / "final")
     paths = f"image_tokenizer: {bundled}/image_tokenizer\nstart_from: {bundled}\n"
