@@ -13,11 +13,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from mllm.world.checker import border_errors, checker_error, parse, same_scene, score_dense
-from mllm.world.render import PALETTES, RGB, compute_coverage, paint, render
+from mllm.world.render import RGB, compute_coverage, paint, render
 from mllm.world.scene import (
     BACKGROUNDS,
     COLORS,
-    HELD_OUT_PAIRS,
     RADIUS,
     SHAPES,
     SIZES,
@@ -26,7 +25,6 @@ from mllm.world.scene import (
     is_valid,
     place_in_corners,
     random_scene,
-    random_scene_for,
     split_of,
 )
 
@@ -45,16 +43,6 @@ def test_random_scenes_keep_the_rules_and_the_order_of_objects_does_not_matter()
         assert is_valid(Scene("white", (circle,))) and not is_valid(Scene("white", objects))
 
 
-def test_pairs_are_held_out_and_allowed_ones_kept() -> None:
-    assert sorted(color for color, _ in HELD_OUT_PAIRS) == sorted(COLORS)
-    assert sorted(shape for _, shape in HELD_OUT_PAIRS) == sorted(SHAPES)
-    allowed = frozenset({("red", "circle"), ("blue", "star")})
-    assert all(random_scene(Random(seed), allowed_pairs=allowed).pairs <= allowed for seed in range(200))
-    for seed in range(40):
-        scene = random_scene_for("test", Random(seed), pairs="held_out")
-        assert scene.pairs & HELD_OUT_PAIRS and split_of(scene) == "test"
-
-
 def test_splits_have_their_shares_and_a_scene_moved_by_a_hair_stays() -> None:
     scenes = [random_scene(Random(seed)) for seed in range(2000)]
     counts = Counter(map(split_of, scenes))
@@ -66,21 +54,8 @@ def test_splits_have_their_shares_and_a_scene_moved_by_a_hair_stays() -> None:
 
 # ---- images ----
 
-ONE = Scene("cream", (SceneObject("heart", "purple", "large", 0.4, 0.6),))
 RED_CIRCLE = SceneObject("circle", "red", "large", 0.3, 0.5)
 SCENE = Scene("white", (RED_CIRCLE, SceneObject("square", "blue", "small", 0.75, 0.5)))
-
-
-def test_size_and_colors() -> None:
-    kinds = {"image": ("purple", "cream"), "depth": ("large", "background"), "segmentation": ("heart", "background")}
-    for size, (kind, names) in product(((64, 64), (250, 250), (192, 128), (96, 160)), kinds.items()):
-        image, (inside, outside) = render(ONE, size, kind), [PALETTES[kind][name] for name in names]
-        assert image.size == size and image.mode == "RGB" and image.getpixel((1, 1)) == outside
-        assert image.getpixel((int(0.4 * size[0]), int(0.6 * size[1]))) == inside
-    render(Scene("white", (SceneObject("square", "red", "large", 0.0, 1.0),)), (64, 80))  # cut by the border
-    for options in ({"size": 8}, {"kind": "normals"}):
-        with pytest.raises(ValueError):
-            render(ONE, **options)
 
 
 def test_coverage_agrees_with_many_samples_per_pixel() -> None:
