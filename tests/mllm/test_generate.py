@@ -247,8 +247,7 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
 def test_processes_that_answer_together_answer_as_alone(tmp_path: Path) -> None:
     """`synced_gpus`, by itself and as ZeRO-3 sets it: one process describes two images, the other has none."""
     folder = build_tiny_folder(tmp_path / "model", outlines=True, context=700)
-    words = command("torchrun", folder)
-    words = [*words[: words.index("train.run")], "tests.mllm.synced_worker", str(folder)]
+    words = command("torchrun", folder, module="tests.train.workers answer")
     assert run_program(*words).count("answers as alone") == 2
 
 

@@ -1,26 +1,10 @@
-"""Codebook heads: transformers' own Llama as reference, joined layers; decoding and guidance are in test_engine.py."""
+"""Joined layers of codebook heads; heads are in test_golden.py, decoding and guidance in test_engine.py."""
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from mllm.heads import is_plain, join
-from tests.mllm.engine_helpers import CODEBOOK_SIZE, NUM_CODEBOOKS, build_model
-
-
-@torch.no_grad()
-def test_the_depth_transformer_is_a_llama() -> None:
-    """The same weights in transformers' own Llama, over the sequence [hidden, code 0, code 1]."""
-    model = build_model()
-    head, hidden_PD, codes_PK = model.code_head, torch.randn(5, 24), torch.randint(CODEBOOK_SIZE, (5, NUM_CODEBOOKS))
-    llama = LlamaModel(model.config.text_config).eval()
-    ours = {name: value for name, value in head.state_dict().items() if name.startswith(("layers.", "norm."))}
-    missing = llama.load_state_dict(ours, strict=False)
-    assert missing.missing_keys == ["embed_tokens.weight"] and not missing.unexpected_keys
-    embedded = [head.codebooks.weight[k * CODEBOOK_SIZE + codes_PK[:, k]] for k in range(NUM_CODEBOOKS - 1)]
-    outputs_PKD = llama(inputs_embeds=torch.stack([hidden_PD, *embedded], dim=1)).last_hidden_state
-    torch.testing.assert_close(head(hidden_PD, codes_PK), head.linear_head(outputs_PKD), atol=2e-5, rtol=1e-4)
 
 
 class DoubledLinear(nn.Linear):

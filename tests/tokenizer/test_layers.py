@@ -1,4 +1,5 @@
-"""Attention, stochastic depth, upsampling and cached projections; every layer with released weights: test_golden.py."""
+"""Attention, stochastic depth, upsampling, first weights; every layer with released weights is in test_golden.py, the
+projection with cached keys in tests/mllm/test_engine.py."""
 
 import math
 from dataclasses import replace
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tokenizer import layers
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import AttentionProjection, DropPath, SelfAttention, Upsample
+from tokenizer.layers import DropPath, SelfAttention, Upsample
 from tokenizer.unitok import UniTok
 
 
@@ -57,28 +58,6 @@ def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> N
     inputs = (hidden_BCHW, upsample.conv.weight, upsample.conv.bias)
     fast_gradients = torch.autograd.grad((fast * weights).sum(), inputs)
     torch.testing.assert_close(fast_gradients, torch.autograd.grad((plain * weights).sum(), inputs))
-
-
-def build_projection(in_width: int, out_width: int, heads: int, *, causal: bool) -> AttentionProjection:
-    torch.manual_seed(0)
-    module = AttentionProjection(in_width, out_width, heads, causal=causal)
-    torch.nn.init.normal_(module.attn.q_bias)
-    torch.nn.init.normal_(module.attn.v_bias)
-    return module
-
-
-def test_projection_with_cached_keys_equals_the_full_forward() -> None:
-    module = build_projection(6, 24, 4, causal=True)
-    hidden_BNI = torch.randn(2, 7, 6)
-    kept: list[Tensor] = []
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        kept.append(torch.stack((key, value)))
-        keys, values = torch.cat(kept, dim=3)
-        return F.scaled_dot_product_attention(query, keys, values)
-
-    steps = [module(hidden_BNI[:, n : n + 1], attend=attend) for n in range(7)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), module(hidden_BNI))
 
 
 def test_first_weights_follow_their_table() -> None:

@@ -1,14 +1,19 @@
 """One process of several, run by a launcher. `zero3 RECIPE FOLDER` reports what a model under ZeRO-3 holds and what is
-in it; `bad_step RECIPE` trains with a loss that is NaN in the second step."""
+in it; `bad_step RECIPE` trains with a loss that is NaN in the second step; `answer MODEL` answers as it does alone."""
 
 import json
 import sys
 from pathlib import Path
 
+import deepspeed
 import torch
+import torch.distributed as dist
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers.integrations import HfDeepSpeedConfig
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import load_text_tokenizer
+from tests.mllm.tiny_folder import random_image, turn
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
 from train.checkpoints import gathered
@@ -44,7 +49,32 @@ def train_with_bad_step(recipe: MLLMRecipe) -> None:
     train_mllm(recipe)
 
 
+def answer_together(folder: str) -> None:
+    """One process has two images and a long answer, the other a text and a short one: the model describes images in
+    passes of its own before it answers, and of these both must run equally many."""
+    deepspeed.init_distributed("gloo", verbose=False)
+    rank, processor = dist.get_rank(), AutoProcessor.from_pretrained(folder)
+    chat = [turn("user", "What is it?", *[random_image()] * (2 if rank == 0 else 0))]
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    options = {"max_new_tokens": 7 if rank == 0 else 2}
+    model = AutoModelForMultimodalLM.from_pretrained(folder).eval()
+    expected = model.generate(**inputs, **options)
+    assert model.generate(**inputs, **options, synced_gpus=True).equal(expected)
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    kept = HfDeepSpeedConfig(settings)  # transformers refers to it weakly
+    model = AutoModelForMultimodalLM.from_pretrained(folder).eval()
+    model = deepspeed.initialize(model=model, config=settings)[0].module
+    assert kept.is_zero3() and all(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    assert model.generate(**inputs, **options).equal(expected)
+    print(f"process {rank} answers as alone", flush=True)
+    dist.barrier()
+
+
 if __name__ == "__main__":
-    what, file, *folder = sys.argv[1:]
-    run = {"zero3": report_zero3, "bad_step": train_with_bad_step}[what]
-    run(resolve(MLLMRecipe, read_yaml(Path(file))), *map(Path, folder))
+    match sys.argv[1:]:
+        case "zero3", file, folder:
+            report_zero3(resolve(MLLMRecipe, read_yaml(Path(file))), Path(folder))
+        case "bad_step", file:
+            train_with_bad_step(resolve(MLLMRecipe, read_yaml(Path(file))))
+        case "answer", folder:
+            answer_together(folder)

@@ -4,7 +4,6 @@ Questions and answers that do not fit are named with file and line; a part is ne
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from mllm.evaluation.vqa import GQA
 from mllm.files import append_lines, only_writer, read_json, read_lines
 from mllm.pipeline import Pipeline
 from tests.mllm.evaluation.builders import contents, write_json, write_jsonl
+from tests.train.launching import run_program
 
-ROOT = Path(__file__).resolve().parents[3]
 DESCRIPTION = {"benchmark": "gqa", "items": 23, "seed": 5, "model": {"fingerprint": "abc"}}
 
 
@@ -210,19 +209,18 @@ def write_answers(folder: Path, *numbers: int) -> None:
 def test_an_answers_file_from_elsewhere_is_scored_without_torch_and_a_part_is_called_one(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from mllm.cli.main import main\n"
-    script += f"assert main({SCORE!r}) == 0\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    script = f"import sys; from mllm.cli.main import main; assert main({SCORE!r}) == 0\n"
+    script += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    printed = run_program(sys.executable, "-c", script, folder=folder)
     result = read_json(folder / "result.json")
     assert result["scores"]["accuracy"]["value"] == pytest.approx(40.0)
     assert result["model"] == result["decoding"] == "unknown: the answers were made elsewhere"
-    assert "gqa@exact-match-custom-5, all 5 items" in done.stdout
+    assert "gqa@exact-match-custom-5, all 5 items" in printed
     (folder / "result.json").unlink()
     write_answers(folder, 0, 1, 3)
     assert main(SCORE) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and "got 3 answers" in printed.err and "'2' (q.jsonl, line 3)" in printed.err
+    out, err = capsys.readouterr()
+    assert out == "" and "got 3 answers" in err and "'2' (q.jsonl, line 3)" in err
     assert not (folder / "result.json").exists()
     assert main([*SCORE, "--partial"]) == 0
     lines = capsys.readouterr().out.splitlines()
