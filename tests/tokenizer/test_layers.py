@@ -1,5 +1,4 @@
-"""Attention, stochastic depth, upsampling, first weights; every layer with released weights is in test_golden.py, the
-projection with cached keys in tests/mllm/test_engine.py."""
+"""Layers equal their plain definitions; the projection with cached keys is in tests/mllm/test_engine.py."""
 
 import math
 from dataclasses import replace
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from tokenizer import layers
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import DropPath, SelfAttention, Upsample
+from tokenizer.layers import AttentionProjection, DropPath, GeGLU, MBConv, SelfAttention, Upsample
 from tokenizer.unitok import UniTok
 
 
@@ -33,6 +32,15 @@ def test_attention_equals_its_definition_with_and_without_gradients(causal: bool
     torch.testing.assert_close(layer(hidden_BND), expected)
     with torch.no_grad():  # the fused kernel
         torch.testing.assert_close(layer(hidden_BND), expected)
+
+
+def test_geglu_gates_with_tanh_gelu() -> None:
+    layer = GeGLU(6, 10)
+    hidden_BND = torch.randn(2, 3, 6)
+    normed = F.layer_norm(hidden_BND, (6,), eps=1e-6)
+    x = layer.w0(normed)
+    gate = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(layer(hidden_BND), layer.w2(gate * layer.w1(normed)))
 
 
 def test_drop_path_drops_samples_in_training_only_and_grows_with_depth(small_config: UniTokConfig) -> None:
@@ -58,6 +66,64 @@ def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> N
     inputs = (hidden_BCHW, upsample.conv.weight, upsample.conv.bias)
     fast_gradients = torch.autograd.grad((fast * weights).sum(), inputs)
     torch.testing.assert_close(fast_gradients, torch.autograd.grad((plain * weights).sum(), inputs))
+
+
+def test_channel_norm_normalises_every_pixel() -> None:
+    norm = layers.ChannelNorm(5)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    hidden_BCHW = torch.randn(2, 5, 3, 4)
+    expected = torch.empty_like(hidden_BCHW)
+    for b, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
+        expected[b, :, y, x] = F.layer_norm(hidden_BCHW[b, :, y, x], (5,), norm.weight, norm.bias, eps=1e-6)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=memory)), expected)
+
+
+def test_mbconv_is_a_bottleneck_beside_its_shortcut() -> None:
+    for stride in (1, 2):
+        block = MBConv(4, 6, 9, stride=stride)
+        hidden_BCHW = torch.randn(2, 4, 8, 6)
+        branch = block.conv3_1x1(F.gelu(block.conv2_kxk(F.gelu(block.conv1_1x1(block.pre_norm(hidden_BCHW))))))
+        pooled = torch.empty(2, 4, 8 // stride, 6 // stride)
+        for y in range(8 // stride):
+            for x in range(6 // stride):
+                top, left = y * stride, x * stride
+                rows = slice(max(0, top - 1), top + 2) if stride == 2 else slice(top, top + 1)
+                columns = slice(max(0, left - 1), left + 2) if stride == 2 else slice(left, left + 1)
+                pooled[:, :, y, x] = hidden_BCHW[:, :, rows, columns].mean(dim=(2, 3))  # padding is not counted
+        torch.testing.assert_close(block(hidden_BCHW), branch + block.expand(pooled))
+
+
+def projection_by_loop(module: AttentionProjection, hidden_BNI: Tensor, *, causal: bool) -> Tensor:
+    """Head by head, as the released network defines it."""
+    inner, heads = module.attn.q_bias.numel(), module.attn.num_heads
+    width = inner // heads
+    normed = F.layer_norm(hidden_BNI, hidden_BNI.shape[-1:], module.norm1.weight, module.norm1.bias, eps=1e-5)
+    query, key, value = (normed @ module.attn.qkv.weight.T).split(inner, dim=-1)
+    query, value = query + module.attn.q_bias, value + module.attn.v_bias
+    outputs = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        outputs.append(attend_by_definition(query[..., part], key[..., part], value[..., part], causal=causal))
+    out_width = module.proj.out_features
+    narrows = hidden_BNI.shape[-1] > out_width
+    mixed = F.adaptive_avg_pool1d(torch.stack(outputs).mean(0), out_width) if narrows else torch.cat(outputs, dim=-1)
+    hidden_BNO = module.proj(module.norm3(hidden_BNI)) + module.attn.proj(mixed)
+    return hidden_BNO + module.mlp(module.norm2(hidden_BNO))
+
+
+def test_projection_equals_the_loop() -> None:
+    for in_width, out_width, heads in ((24, 6, 4), (24, 5, 3), (6, 24, 4)):
+        for causal in (False, True):
+            module = AttentionProjection(in_width, out_width, heads, causal=causal)
+            for bias in (module.attn.q_bias, module.attn.v_bias):
+                torch.nn.init.normal_(bias)
+            hidden_BNI = torch.randn(2, 7, in_width)
+            expected = projection_by_loop(module, hidden_BNI, causal=causal)
+            torch.testing.assert_close(module(hidden_BNI), expected)
+    with pytest.raises(ValueError):
+        AttentionProjection(24, 6, 5)
 
 
 def test_first_weights_follow_their_table() -> None:
