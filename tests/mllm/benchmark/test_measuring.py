@@ -20,7 +20,7 @@ from mllm.benchmark.cases import (
     training_flops,
 )
 from mllm.benchmark.growth import COSTS, fit_costs
-from mllm.benchmark.work import Before
+from mllm.benchmark.work import WORK, Before
 from mllm.cli.main import main
 from mllm.pipeline import Pipeline
 from tests.train.launching import ROOT, run_program
@@ -132,6 +132,10 @@ def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
     report["cases"][0]["gate"] = None
     assert "got nothing" in measure.complaints(report, least_speed_up=2.5)[-1]
     assert "equal: NO" in measure.as_table(measure.run_benchmark([], rounds=1, device=CPU) | report)
+
+
+def test_work_may_measure_itself() -> None:
+    assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60
 
 
 def test_costs_are_those_of_the_released_model() -> None:
