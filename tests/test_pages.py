@@ -275,7 +275,12 @@ def run_blocks(blocks: list[Block], folder: Path, surroundings: dict[str, str]) 
             with serving("bash", "-c", block.text, folder=folder, **surroundings):
                 pass
         elif block.is_shell:
-            run_program("bash", "-euo", "pipefail", "-c", block.text, folder=folder, **surroundings)
+            run_shell(block, folder, surroundings)
+
+
+def run_shell(block: Block, folder: Path, surroundings: Mapping[str, str]) -> None:
+    """Run a block as it stands; the first command that fails ends it."""
+    run_program("bash", "-euo", "pipefail", "-c", block.text, folder=folder, **surroundings)
 
 
 LAUNCHERS = ("torchrun", "deepspeed", "accelerate", "python")
@@ -295,7 +300,7 @@ def check_unrun_block(block: Block, folder: Path) -> None:
     """Every command of the block reaches a launcher with options that it knows and a recipe that resolves."""
     calls = folder / "calls.jsonl"
     programs = dict.fromkeys(LAUNCHERS, RECORDER.format(python=sys.executable, calls=str(calls))) | SLURM
-    run_program("bash", "-euc", block.text, **with_programs(folder / "recorders", programs, environment()))
+    run_shell(block, ROOT, with_programs(folder / "recorders", programs, environment()))
     called = [json.loads(line) for line in calls.read_text().splitlines()]
     commands = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
     assert len(called) == len(commands), f"a command of this block reaches no launcher:\n{block.text}"
