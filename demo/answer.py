@@ -28,10 +28,10 @@ from mllm.processor import save_image
 from mllm.sampling import pick
 from tokenizer.images import read_image
 
-NO_ANSWER = "The model returned an empty answer; try other words."
-NO_ROOM = "There is no room left for another image in this conversation; start a new one."
+NO_ANSWER = "The model returned an empty answer. Try to reword your request."
+NO_ROOM = "This conversation has no room left for another image. Start a new conversation."
 STOPPED = "Stopped."
-FAILED = "The answer failed because of an error in the program; its log has the details. Try again, or ask differently."
+FAILED = "The answer failed because of an internal error; see the log for details. Try again, or reword your request."
 NOTE = '<div class="note">'
 LEFT_OUT = NOTE + "The oldest {} messages no longer fit into the model's context and were left out.</div>"
 MAX_SIDE = 2048  # longer side of an upload that is kept as it is, in pixels

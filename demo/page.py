@@ -99,7 +99,7 @@ def build_page(
         with gr.Accordion("Model and settings" if others else "Settings", open=False, elem_id="settings"), gr.Row():
             model = gr.Dropdown([first, *others], elem_id="model", label="Model", visible=bool(others))
             settings = [
-                gr.Textbox(elem_id="seed", label="Seed", placeholder="new each time", max_lines=1),
+                gr.Textbox(elem_id="seed", label="Seed", placeholder="random", max_lines=1),
                 gr.Slider(1, 12, value=defaults.guidance, step=0.5, label="Guidance"),
                 gr.Slider(0.1, 2, value=defaults.temperature, step=0.05, label="Temperature"),
                 gr.Textbox(elem_id="top-k", label="Top-k", value=defaults.top_k, placeholder="all", max_lines=1),
@@ -111,7 +111,7 @@ def build_page(
 
 def welcome(model: Welcome) -> dict[str, Any]:
     """Arguments of a chat; it gets examples of its own, since it replaces their files."""
-    placeholder = f"{model.knows}\n\nTry one of these, or write your own."
+    placeholder = f"{model.knows}\n\nTry one of these examples, or type your own request."
     return {"placeholder": placeholder, "examples": [copy.copy(each) for each in model.examples]}
 
 
