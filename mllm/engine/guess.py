@@ -14,7 +14,7 @@ from mllm.engine.state_machine import Cursor, Element, Sampled, SequenceState
 
 LONGEST_NGRAM = 3
 LEAST_TEXT, FIRST_TEXT, LARGEST = 2, 8, 128
-MANY_STAND, FEW_STAND = 2, 0.75
+MANY_ACCEPTED, FEW_ACCEPTED = 2, 0.75
 """Of the guesses of codes in a pass: from so many on all positions are guessed, below so many none."""
 
 
@@ -46,7 +46,7 @@ class Guesser:
         lengths = state.request.prompt.image_lengths_I
         if len(lengths) > 0 and lengths[-1] == state.num_positions:
             self.codes[:] = [element for element in prompt if not isinstance(element, int)][-state.num_positions :]
-        self.text_size, self.mean_standing = FIRST_TEXT, 2.0 * MANY_STAND
+        self.text_size, self.mean_accepted = FIRST_TEXT, 2.0 * MANY_ACCEPTED
 
     def guess(self, cursor: Cursor, guessed: Sequence[Element]) -> Element | None:
         """What may come after a cursor where it is sampled; None: no idea.
@@ -78,19 +78,19 @@ class Guesser:
         """How many elements may be guessed after the cursor."""
         if self.state.next_element(cursor) is Sampled.TOKEN:
             return self.text_size
-        if self.mean_standing >= MANY_STAND:
+        if self.mean_accepted >= MANY_ACCEPTED:
             return LARGEST
-        return 0 if self.mean_standing < FEW_STAND else int(2 * self.mean_standing) + 1
+        return 0 if self.mean_accepted < FEW_ACCEPTED else int(2 * self.mean_accepted) + 1
 
-    def see(self, cursors: Sequence[Cursor], chosen: Mapping[int, Element], standing: Sequence[Element]) -> None:
+    def see(self, cursors: Sequence[Cursor], chosen: Mapping[int, Element], accepted: Sequence[Element]) -> None:
         """Learn from a pass which elements stand, guesses but for the last, and what was computed beyond them.
 
         Args:
             cursors: after each element that was fed, the first of which stood before.
             chosen: what was sampled after the element of an index.
         """
-        num_standing = len(standing) - 1
-        self.history = [*self.history, *(element for element in standing if isinstance(element, int))][-LONGEST_NGRAM:]
+        num_accepted = len(accepted) - 1
+        self.history = [*self.history, *(element for element in accepted if isinstance(element, int))][-LONGEST_NGRAM:]
         self.computed = {}
         for after, element in chosen.items():
             if isinstance(element, int):
@@ -100,9 +100,9 @@ class Guesser:
         is_guessed = len(cursors) > 1
         if self.state.next_element(cursors[0]) is not Sampled.TOKEN:
             # without guesses it grows, so that guessing is tried again
-            self.mean_standing += 0.3 * (num_standing - self.mean_standing) if is_guessed else 0.05
+            self.mean_accepted += 0.3 * (num_accepted - self.mean_accepted) if is_guessed else 0.05
         elif is_guessed:
-            self.text_size = min(max(2 * num_standing + 2, LEAST_TEXT), LARGEST)
+            self.text_size = min(max(2 * num_accepted + 2, LEAST_TEXT), LARGEST)
 
 
 def last_plan(words: Sequence[int], marker: int | None) -> Sequence[int]:

@@ -61,7 +61,7 @@ class Slot:
     embeddings_TD: Tensor | None = None  # of the prompt
     running: Running | None = None  # whose it is; None: free
     last_turn: int = 0  # when it became free
-    num_led: int = 0  # elements of the prompt that it takes in the current pass, before those of the window
+    num_prefilled: int = 0  # elements of the prompt that it takes in the current pass, before those of the window
     fed: list[int] = field(default_factory=list)  # which elements of the window it takes in the current pass
     begin: int = 0  # where these begin in the pass
 
@@ -87,7 +87,7 @@ class Running:
     @property
     def is_ready(self) -> bool:
         """Whether all of the prompts is fed with the current pass, which then has a window."""
-        return all(slot.num_unfed == slot.num_led for slot in self.slots)
+        return all(slot.num_unfed == slot.num_prefilled for slot in self.slots)
 
     def open_window(self, most: int) -> None:
         """The pending element and up to `most` - 1 guesses."""
@@ -117,21 +117,21 @@ class Running:
     def advance(self) -> Iterator[Event]:
         """Put what stands into the sequence, and yield what that means."""
         state = self.state
-        standing: list[Element] = []
+        accepted: list[Element] = []
         for guess in [*self.elements[1:], None]:
             element = state.next_element(state.cursor)
             if isinstance(element, Sampled):
-                element = self.chosen[len(standing)]
-                state.image_refused |= len(standing) in self.refused
+                element = self.chosen[len(accepted)]
+                state.image_refused |= len(accepted) in self.refused
             yield from state.add(element)
-            standing.append(element)
+            accepted.append(element)
             if element != guess or state.cursor.finish_reason is not None:
                 break
         for slot in self.slots:
-            fed = [self.elements[n] for n in slot.fed if n < len(standing)]
+            fed = [self.elements[n] for n in slot.fed if n < len(accepted)]
             slot.elements += [slot.prompt[-1] if element is None else element for element in fed]
-        self.pending = standing[-1]
-        self.guesser.see(self.cursors, self.chosen, standing)
+        self.pending = accepted[-1]
+        self.guesser.see(self.cursors, self.chosen, accepted)
         yield from self.preview()
 
     def preview(self) -> Iterator[Event]:
@@ -200,7 +200,7 @@ class Engine:
         for running in [running for running in self.running if running.state.number in cancelled]:
             self._free(running)
 
-    def take(self, numbers: Iterable[int]) -> list[Event]:
+    def poll(self, numbers: Iterable[int]) -> list[Event]:
         """What happened to these requests since this was last asked. Where that is nothing, one turn is made, in which
         nothing may happen to them; while another thread makes a turn, its end is waited for."""
         with self.turned:
@@ -267,7 +267,7 @@ class Engine:
                     num_taken += 1
                 if not index_of:
                     return
-                for event in self.take(list(index_of)):
+                for event in self.poll(list(index_of)):
                     index = index_of[event.index]
                     if isinstance(event, Done | Failed):
                         del index_of[event.index]
@@ -280,7 +280,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One turn; the events carry the numbers of their requests. `take` is for several threads."""
+        """One turn; the events carry the numbers of their requests. `poll` is for several threads."""
         self.turn += 1
         events = self._admit()
         self._arrange()
@@ -402,21 +402,21 @@ class Engine:
         slots = sorted((slot for running in rows for slot in running.slots), key=lambda slot: slot.row)
         unfed = [slot for slot in slots if slot.num_unfed]
         for slot in slots:
-            slot.num_led = min(slot.num_unfed, max(PREFILL_POSITIONS // max(len(unfed), 1), CAPACITY_STEP))
+            slot.num_prefilled = min(slot.num_unfed, max(PREFILL_POSITIONS // max(len(unfed), 1), CAPACITY_STEP))
             slot.fed = []  # until its window is open
         ready = [running for running in rows if running.is_ready]
         open_windows(ready)
         first, lengths = slots[0].row, [len(slot.elements) for slot in slots]
-        counts = [slot.num_led + len(slot.fed) for slot in slots]
+        counts = [slot.num_prefilled + len(slot.fed) for slot in slots]
         static = None if rows[0].pending is None else self.static
         bucket = (static or self.forward).bucket(lengths, counts)
         placement, begins = self.forward.arrange(lengths, counts, first=first, bucket=bucket)
         for slot, begin in zip(slots, begins, strict=True):
-            slot.begin = begin + slot.num_led
+            slot.begin = begin + slot.num_prefilled
         fed = self._list_fed(rows, len(placement.position_P), bucket if static else None)
         failed = self.sampler.sample(ready, fed, placement, static)
         for slot in slots:
-            slot.elements += slot.prompt[len(slot.elements) : len(slot.elements) + slot.num_led]
+            slot.elements += slot.prompt[len(slot.elements) : len(slot.elements) + slot.num_prefilled]
         events: list[Event] = []
         for running in ready:
             if (error := failed.get(running.state.number)) is not None:
@@ -436,8 +436,8 @@ class Engine:
         for running, slot in [(each, slot) for each in rows for slot in each.slots]:
             columns[slot.row] = running.state.grid[1]
             if running.pending is None:
-                num_given = slot.num_led + bool(slot.fed)
-                begin = slot.begin - slot.num_led
+                num_given = slot.num_prefilled + bool(slot.fed)
+                begin = slot.begin - slot.num_prefilled
                 embeddings = slot.embeddings_TD[len(slot.elements) : len(slot.elements) + num_given]
                 given.append((range(begin, begin + num_given), embeddings))
             for at, n in enumerate(slot.fed, slot.begin):
