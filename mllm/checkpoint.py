@@ -32,7 +32,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released, to_released
 from mllm.evaluation.intervals import percent
 from mllm.files import read_json, write_json, write_text
-from mllm.quantization import BITS, quantize_linears
+from mllm.quantization import LAYERS, quantize_linears
 from mllm.sequence import supported_sizes
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
 from tokenizer.number_format import fast_dtype
@@ -61,7 +61,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FREE_SHARE = 0.85
 """Share of the free memory that weights may take; the rest is for caches."""
-QUANTIZATIONS = (*BITS, "nf4", "bnb8")
+QUANTIZATIONS = (*LAYERS, "nf4", "bnb8")
 """The kinds of quantisation: 8 and 4 bits (mllm/quantization.py); with bitsandbytes, which is optional, 4 bits of
 normal floats, doubly quantised, and LLM.int8(), whose products are in 8 bits and outliers in 16."""
 KEPT = ["code_embedding", "lm_head", "code_head.linear_head"]
@@ -252,7 +252,7 @@ def load_model(folder: Path, options: LoadOptions) -> MLLMForConditionalGenerati
     device_map = options.device_map
     if device_map == "auto":
         device_map = spread(config, dtype=dtype, first=options.main_device)
-    if options.quantization in BITS:
+    if options.quantization in LAYERS:
         model = MLLMForConditionalGeneration.from_pretrained(folder, **arguments)
         quantize_linears(model, options.quantization, device=options.main_device, kept=KEPT)
         if device_map is None:

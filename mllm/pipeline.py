@@ -684,11 +684,9 @@ def larger_size(grid: Grid, extend: Side, size: Size | None, config: MLLMConfig)
     ]
     if fits and (size is None or tuple(size) in fits):
         return min(fits, key=math.prod) if size is None else tuple(size)
-    wanted = "larger than" if extend == "all" else "wider than" if grows_wide else "higher than"
-    rest = "" if extend == "all" else " and as high" if grows_wide else " and as wide"
     found = "x".join(map(str, size)) if size is not None else "no such size in this model"
     advice = f"use {' or '.join(f'{w}x{h}' for w, h in fits[:MOST_NAMED_SIZES])}" if fits else "give a smaller image"
-    raise ValueError(f"size must be {wanted} the {width}x{height} of the image{rest}, got {found}; {advice}")
+    raise ValueError(f"size must extend the image of {width}x{height} at {extend!r} only, got {found}; {advice}")
 
 
 def place_codes(codes: CodesPart, extend: Side, grid: Grid) -> ForcedCodes:

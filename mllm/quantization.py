@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BITS = {"int8": 8, "int4": 4}
 GROUP = 32
 """Inputs that share a scale in 4 bits: a quarter of a bit a weight more than 64, and half the error of 128."""
 MOST_PACKED_ROWS = 16
@@ -74,6 +73,9 @@ class Int4Linear(nn.Module):
         return finish(output_MO.to(hidden.dtype), self.bias, hidden)
 
 
+LAYERS: dict[str, type[nn.Module]] = {"int8": Int8Linear, "int4": Int4Linear}
+
+
 def frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -84,10 +86,9 @@ def finish(output_MO: Tensor, bias_O: Tensor | None, hidden: Tensor) -> Tensor:
 
 
 def quantize_linears(model: nn.Module, name: str, *, device: torch.device, kept: Sequence[str] = ()) -> None:
-    """Replace linear layers in place, one at a time, by layers of few bits on a device. `name`: a key of BITS. `kept`:
-    beginnings of the names of modules that stay as they are."""
-    layer_class = {"int8": Int8Linear, "int4": Int4Linear}[name]
+    """Replace linear layers in place, one at a time, by layers of few bits on a device. `name`: a key of LAYERS.
+    `kept`: beginnings of the names of modules that stay as they are."""
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and not path.startswith(tuple(kept)):
             parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, layer_class(module, device))
+            setattr(model.get_submodule(parent), attribute, LAYERS[name](module, device))
