@@ -27,10 +27,10 @@ from mllm.config import MLLMConfig
 from mllm.conversation import CodesPart, Mode, check_mode_of
 from mllm.engine.loop import Engine
 from mllm.engine.request import PLAN_BUDGET, Event, GenerationRequest, GenerationResult, TextDelta
-from mllm.engine.settings import TEXT_BUDGET, RequestBuilder, read_task_settings
+from mllm.engine.settings import TEXT_BUDGET, RequestBuilder, as_integer, read_task_settings
 from mllm.engine.state_machine import never_text_ids
 from mllm.model import MLLMForConditionalGeneration
-from mllm.pipeline import Pipeline, describe_prompt, insert, run_together
+from mllm.pipeline import Pipeline, check_count, describe_prompt, insert, run_together
 from mllm.processor import MLLMProcessor, collate
 from mllm.sequence import ImageLayout, TokenSequence, grid_of, plain_sequence, take
 
@@ -241,7 +241,7 @@ def generate_images(
     check_mode_of(model.config, mode)
     inputs = {name: options.pop(name, None) for name in ("attention_mask", *IMAGE_INPUTS)}
     given = read_options(model, options)
-    given["num_return_sequences"] = given.get("num_return_sequences", 1)
+    given["num_return_sequences"] = check_count(given.get("num_return_sequences", 1), name="num_return_sequences")
     requests, streamer = build_requests(model, input_ids, inputs, mode, given), given.get("streamer")
     if streamer is not None and len(requests) > 1:
         raise ValueError(f"a streamer must follow one answer, got {len(requests)}; ask for one, or leave it out")
@@ -367,8 +367,8 @@ def seeds_of(given: Mapping[str, Any], num_prompts: int) -> list[int]:
     if isinstance(seed, list):
         if len(seed) != num_answers:
             raise ValueError(f"seeds must be one per answer, got {len(seed)} for {num_answers}")
-        return seed
-    first = int(torch.randint(2**31, ())) if seed is None else seed
+        return [as_integer(each, name="seed") for each in seed]
+    first = int(torch.randint(2**31, ())) if seed is None else as_integer(seed, name="seed")
     return list(range(first, first + num_answers))
 
 

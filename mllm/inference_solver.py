@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -202,7 +203,7 @@ class FlexARInferenceSolver:
             size: (width, height) in pixels; None: read from "Generate an image of {W}x{H} according to ...", if there.
             generation_mode: "auto": what the question asks for.
         """
-        if isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < math.inf:
             raise ValueError(
                 f"temperature must be > 0, got {temperature!r}; use image_top_k=1 and text_top_k=1 for the most "
                 "probable choice"

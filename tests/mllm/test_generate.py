@@ -236,6 +236,7 @@ def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
         *({name: None} for name in ("input_ids", "codes", "image_lengths")),
         {"generation_mode": "image"},  # guided, without a negative prompt
         *({**image, **more} for more in ({"synced_gpus": True}, {"unknown": 1}, {"seed": [1, 2]}, {"seed": -1})),
+        *({**image, **more} for more in ({"seed": "x"}, {"num_return_sequences": 0})),
         *({**image, **more} for more in ({"size": (64, 64)}, {"image_lengths": None})),
         {**image, "position_ids": torch.arange(inputs["input_ids"].shape[1])[None]},
     ):

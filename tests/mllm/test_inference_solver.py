@@ -119,6 +119,7 @@ def test_wrong_calls_are_refused(solver: FlexARInferenceSolver, folder: Path) ->
     for refused in (
         lambda: solver.generate([None], [[DEPTH, None]], None, 1.0),
         lambda: solver.generate([], [[DRAW, None]], 5, 1.0),
+        lambda: solver.generate([], [[DRAW, None]], 99, "warm"),
         lambda: solver.generate([], [[DRAW, None]], 99, 1.0, streamer=solver.get_streamer(), n=2),
         lambda: solver.generate([], [[DRAW.replace("32x32", "64x64"), None]], 99, 1.0),
         lambda: solver.generate([random_image()], [["Detect: cat <|image|>", None]], 99, 1.0),
