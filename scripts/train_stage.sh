@@ -13,7 +13,7 @@ gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 nproc=${NPROC:-$((gpus > 0 ? gpus : 1))} nnodes=${NNODES:-1} rank=${NODE_RANK:-0}
 address=${MASTER_ADDR:-127.0.0.1} port=${MASTER_PORT:-29500}
 words=("$@")
-[ -z "${ZERO:-}" ] || words+=(--trainer.deepspeed "scripts/zero$ZERO.json")
+[ -z "${ZERO:-}" ] || words+=(--trainer.deepspeed "zero$ZERO")
 
 case ${LAUNCHER:-torchrun} in
   torchrun)
