@@ -49,7 +49,7 @@ from mllm.world.plan import ask_about
 from mllm.world.render import RenderSize, render
 from mllm.world.scene import PairGroup, Scene, SceneObject, random_scene_for
 from mllm.world.sentence_reader import check_description
-from mllm.world.spec import ANY, check_scene
+from mllm.world.spec import ANY, satisfies
 from tokenizer.codes import fingerprint
 from tokenizer.images import ImageProcessor, to_images
 from tokenizer.layers import cut_into_patches
@@ -347,7 +347,7 @@ def check_answer(item: Check, given: Part, scene: Scene | None) -> CheckResult:
             if drawn is None:
                 return CheckResult(False, None)
             borders = tuple(border_errors(given, drawn))
-            return CheckResult(all(check_scene(item.spec, drawn)), drawn, border_errors=borders)
+            return CheckResult(satisfies(drawn, item.spec), drawn, border_errors=borders)
         case "edit":  # the change was made to the image that is talked about and the rest is untouched
             after = parse(given).scene
             if scene is None or after is None:

@@ -32,11 +32,11 @@ from mllm.world.scene import (
 )
 from mllm.world.spec import (
     ANY,
-    Alike,
     Background,
     Compared,
     Constraint,
     Count,
+    Distinct,
     Every,
     Exists,
     Filter,
@@ -517,7 +517,7 @@ def differentiate(scene: Scene, rng: Random, _: object) -> DrawRequest:
     kind = Said(count_phrase(base, number, rng))
     if len(counts) == number and rng.random() < 0.2:
         extra = {"kind": kind, "attribute": Said(varied)}
-        always += (Alike(varied, distinct=True),)
+        always += (Distinct(varied),)
         return fill_skill(scene, rng, "differentiation", extra, table="different", always=always)
     order = rng.sample(sorted(counts), len(counts))
     ones = [

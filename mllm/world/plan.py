@@ -23,11 +23,11 @@ from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, SHAPES, SIZES, Sce
 from mllm.world.sentence_reader import read_request
 from mllm.world.spec import (
     ANY,
-    Alike,
     Background,
     Compared,
     Constraint,
     Count,
+    Distinct,
     Every,
     Exists,
     Filter,
@@ -199,14 +199,14 @@ def _ask(constraint: Constraint, spec: Spec) -> list[Asked]:
             named = [name for name in ATTRIBUTES if getattr(item, name)]
             others = [(name, value) for name in named for value in ATTRIBUTES[name] if value != getattr(item, name)]
             return [*_exist([item], "yes"), *_exist([Filter(**{name: value}) for name, value in others], "no")]
-        case Alike("size", True):
+        case Distinct("size"):
             return _exist([Filter(size=size) for size in SIZES], "yes")
         case Related(a, relation, b):
             return _compare("relation", "is related", spec, a, b, relation)
         case Compared(a, "same size", b):
             return _compare("comparison", "same size", spec, a, b)
-        case Compared(a, comparison, b):
-            return _compare("comparison", "is larger", spec, *((a, b) if comparison == "larger" else (b, a)))
+        case Compared(a, _, b):
+            return _compare("comparison", "is larger", spec, a, b)
         case Background(color):
             return [(Question("background", "is background", value=color), "yes")]
         case _:

@@ -15,19 +15,19 @@ from mllm.world.language import NUMBER_WORDS, correct_typos, normalize_words
 from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scene
 from mllm.world.spec import (
     ANY,
-    Alike,
     Background,
     Compared,
     Constraint,
     Count,
+    Distinct,
     Every,
     Exists,
     Filter,
     Related,
     Spec,
-    check_scene,
     could_mean,
     enumerate_objects,
+    satisfies,
 )
 
 NOUNS = (*SHAPES, "shape")
@@ -78,7 +78,7 @@ def read_request(request: str) -> Spec:
     found += [Count(said.filter, 0) if said.is_denied else Every(said.filter) for said in predicates]
     found += [] if total is None else [Count(ANY, total)]
     found += [*find_relations(words, phrases, single), *find_comparisons(words, phrases, single)]
-    found += [Alike(attribute, distinct=True) for attribute in find_differences(words)]
+    found += [Distinct(attribute) for attribute in find_differences(words)]
     found += [Background(color) for color in find_backgrounds(words)]
     return tuple(dict.fromkeys(found))
 
@@ -288,7 +288,7 @@ def check_description(text: str, scene: Scene) -> bool:
         and bool(objects)
         and all(item.shape and item.color and item.size for item in objects)
         and any(isinstance(item, Background) for item in spec)
-        and all(check_scene(spec, scene))
+        and satisfies(scene, spec)
     )
 
 

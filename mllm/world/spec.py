@@ -1,7 +1,7 @@
 """What a sentence says about an image, as constraints, and whether a scene satisfies them.
 
 Some constraints name objects by number ("object 0 is a red circle", "object 0 is left of object 1"); checking looks for
-the assignment of numbers to objects that satisfies the most. Knows neither words nor pixels.
+an assignment of numbers to objects that satisfies them all. Knows neither words nor pixels.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class Placed(NamedTuple):  # object `ref` lies in a place (scene.PLACES)
     place: str
 
 
-class Compared(NamedTuple):  # object `a` is larger, smaller or of the same size as object `b`
+class Compared(NamedTuple):  # object `a` is larger than object `b`, or of the same size
     a: int
-    comparison: str  # "larger", "smaller", "same size"
+    comparison: str  # "larger", "same size"
     b: int
 
 
@@ -92,16 +92,15 @@ class Every(NamedTuple):  # every object matches
     filter: Filter
 
 
-class Alike(NamedTuple):  # all objects agree in an attribute, or (distinct) no two of them do
+class Distinct(NamedTuple):  # no two objects agree in an attribute
     attribute: str  # "shape", "color", "size"
-    distinct: bool = False
 
 
 class Background(NamedTuple):  # the background has this color
     color: str
 
 
-Constraint = Exists | Related | Placed | Compared | Count | Every | Alike | Background
+Constraint = Exists | Related | Placed | Compared | Count | Every | Distinct | Background
 Spec = tuple[Constraint, ...]
 """Everything that a sentence says about an image."""
 
@@ -138,19 +137,12 @@ def enumerate_objects(filters: Sequence[Filter]) -> Spec:
     return (*(Exists(ref, item) for ref, item in enumerate(filters)), Count(ANY, len(filters)))
 
 
-def check_scene(spec: Spec, scene: Scene) -> list[bool]:
-    """Whether each constraint holds, under the assignment of numbers to objects that satisfies the most of them."""
+def satisfies(scene: Scene, spec: Spec) -> bool:
+    """Whether all constraints hold, under some assignment of numbers to objects."""
     num_refs = 1 + max((item.ref for item in spec if isinstance(item, Exists)), default=-1)
     objects: list[SceneObject | None] = list(scene.objects[:MAX_ASSIGNED])
     objects += [None] * (num_refs - len(objects))
-    best: list[bool] = []
-    for assigned in permutations(objects, num_refs):
-        met = [is_met(item, scene, assigned) for item in spec]
-        if not best or sum(met) > sum(best):
-            best = met
-        if all(met):
-            break
-    return best
+    return any(all(is_met(item, scene, assigned) for item in spec) for assigned in permutations(objects, num_refs))
 
 
 def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject | None]) -> bool:
@@ -170,9 +162,8 @@ def is_met(constraint: Constraint, scene: Scene, assigned: Sequence[SceneObject 
             return item.count(scene) == number
         case Every(item):
             return bool(scene.objects) and all(map(item.matches, scene.objects))
-        case Alike(attribute, distinct):
-            values = [getattr(item, attribute) for item in scene.objects]
-            return len(set(values)) == (len(values) if distinct else 1)
+        case Distinct(attribute):
+            return len({getattr(item, attribute) for item in scene.objects}) == len(scene.objects)
         case Background(color):
             return scene.background == color
         case _:
