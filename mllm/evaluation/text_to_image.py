@@ -91,7 +91,7 @@ class ImageBenchmark(Benchmark):
                 numbers = {"index": index, "number": index + 1, "sample": sample, "count": len(items)}
                 names = {**fields, "text": text, **numbers}
                 id_, output = (template.format_map(names) for template in (self.id_format, self.output_format))
-                check_file_name(output, where)
+                check_file_name(output, where, num_folders=self.output_format.count("/"))
                 more = {**fields, "num_prompts": len(prompts)}
                 items.append(BenchmarkItem(id_, where, self.id_type(id_), text, output=output, fields=more))
         if not items:
@@ -99,15 +99,15 @@ class ImageBenchmark(Benchmark):
         return items
 
 
-def check_file_name(name: str, where: str) -> None:
-    """Refuse an image's name that no file can have, or that leads out of the folder, before anything is drawn."""
+def check_file_name(name: str, where: str, *, num_folders: int) -> None:
+    """Refuse an image's name that no file can have, or that leads to another folder, before anything is drawn."""
     parts = name.split("/")
     if longest := [part for part in parts if len(part.encode()) > MAX_NAME]:
         raise ValueError(
             f"{where} must be short enough for the name of a file, at most {MAX_NAME} bytes, got "
             f"{len(longest[0].encode())}; shorten or remove it"
         )
-    if not all(parts) or ".." in parts or "\0" in name:
+    if not all(parts) or ".." in parts or "\0" in name or len(parts) != num_folders + 1:
         raise ValueError(f"{where} must be usable as the name of a file, got {name!r}; change it")
 
 
@@ -314,13 +314,6 @@ class T2ICompBench(ImageBenchmark):
     samples = 10
     official_counts = (300 * samples,)
     id_format, id_type, output_format = "{count}", int, "samples/{text}_{count:06d}.png"
-
-    def read_prompts(self, questions: Path) -> list[Prompt]:
-        prompts = super().read_prompts(questions)
-        for prompt in prompts:
-            if "/" in prompt.text:
-                raise ValueError(f"{prompt.where} must be usable as a file name, got '/' in {prompt.text!r}; remove it")
-        return prompts
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         records = read_json(annotations)

@@ -271,9 +271,9 @@ Labelled = list[tuple[Path, int]]
 
 def score_classes(codec: ImageCodec, wanted: TokenizerEvaluation, prepare: ImageProcessor) -> dict[str, Score]:
     """Zero-shot accuracy and that of the linear probe, in percent, as far as they are asked for."""
-    values: dict[str, list[float]] = {}
     if wanted.class_images is None:
         return {}
+    values: dict[str, list[float]] = {}
     classes = class_names(wanted.class_images, wanted.classes)
     test = labelled_images(wanted.class_images, classes)
     if wanted.text_vocabulary is not None:
