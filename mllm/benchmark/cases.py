@@ -164,14 +164,14 @@ def position_cost(model: MLLMForConditionalGeneration, *, rows: int, context: fl
 
 
 def backbone_cost(model: MLLMForConditionalGeneration, streamed: int, *, rows: int, context: float) -> Cost:
-    """So many parameters, and the backbone's cache of keys and values."""
+    """Of reading `streamed` parameters, and the backbone's cache of keys and values."""
     text = model.config.text_config
     cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * context
     return cost_of(model, streamed, cache, rows=rows)
 
 
 def cost_of(model: MLLMForConditionalGeneration, streamed: int, cache: float, *, rows: int) -> Cost:
-    """So many parameters for all rows, and so many cached values of each."""
+    """Of reading `streamed` parameters for all rows together, and `cache` values for each."""
     itemsize = model.lm_head.weight.element_size()
     return Cost(streamed * itemsize, rows * cache * itemsize, 2.0 * rows * streamed)
 

@@ -49,7 +49,7 @@ class Roofline(NamedTuple):
     flops_per_second: float  # of a large matrix product
 
     def floor(self, cost: Cost) -> float:
-        """Seconds below which reading these bytes and computing these operations cannot come."""
+        """The fewest seconds in which these bytes can be read and these operations computed."""
         num_bytes = cost.weight_bytes + cost.cache_bytes
         return max(num_bytes / self.read_bytes_per_second, cost.flops / self.flops_per_second)
 
@@ -115,7 +115,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def busy_seconds() -> float:
-    """Processor seconds that everything on this machine has used so far; 0 where nobody counts."""
+    """Processor seconds that everything on this machine has used so far; 0 where the system does not tell."""
     path = Path("/proc/stat")
     if not path.is_file():
         return 0.0

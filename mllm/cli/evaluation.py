@@ -343,8 +343,6 @@ def place_on_device(options: Namespace) -> None:
 
 
 class Answers(NamedTuple):
-    """Answers matched with their questions."""
-
     benchmark: Any
     answered: list[Any]
     num_items: int  # in the question file

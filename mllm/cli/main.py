@@ -368,7 +368,7 @@ def end_progress_bars() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line; of an error that nobody foresaw, with its class and how to report it."""
+    """The message of an error as one line; of an unforeseen one, with its class and how to report it."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror.lower()}: {error.filename}"
     text = str(error)

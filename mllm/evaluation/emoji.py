@@ -156,7 +156,7 @@ def measure_emoji(
         scorer: whose features say which images are similar.
         count: items of each group, and images of the round trip.
         sampling: settings of images where not the checkpoint's.
-        sheet: file for the first drawings by name, chosen by nobody.
+        sheet: file for the first drawings by name, none of them hand-picked.
     """
     size, images, sampling = pipeline.config.image_size, folder / IMAGE_FOLDER, sampling or {}
     scores: dict[str, dict] = {}

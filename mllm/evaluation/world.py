@@ -175,7 +175,6 @@ def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
 def evaluate_world(
     answer: Answer, *, count: int, seed: int, size: RenderSize = 128, groups: Sequence[Group] = GROUPS
 ) -> dict[str, dict]:
-    """The scores of each group."""
     done = run_groups(answer, count=count, seed=seed, size=size, groups=groups)
     return {group.name: score_group(group, dialogues) for group, dialogues in done.items()}
 
@@ -252,7 +251,7 @@ def run_groups(
 def answer_what_fits(
     answer: Answer, dialogues: Sequence[Sequence[Message]], mode: Mode, seeds: Sequence[int]
 ) -> Iterator[tuple[int, list[Part]]]:
-    """Answers; none to a dialogue that a rambling model has let outgrow its context."""
+    """Answers; none to a dialogue that long answers have made outgrow the context."""
     left = list(range(len(dialogues)))
     try:
         for index, parts in answer(dialogues, mode, seeds):

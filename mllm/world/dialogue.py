@@ -3,7 +3,7 @@
 An edit and a question are values; each is proposed at random, said in words, and applied or answered in any scene, also
 in one that a model drew. An episode is one scene, one edit, and the scene after it: `make_episode(index)` makes the
 content and all images, `make_dialogue(job, episode, rng)` the wording with its own random numbers, so that an image
-encoded once serves many sentences. Images are references, rendered when somebody asks for them.
+encoded once serves many sentences. Images are references, rendered on demand.
 """
 
 import re

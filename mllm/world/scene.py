@@ -212,7 +212,7 @@ def place_in_corners(kinds: Sequence[Kind], rng: Random) -> tuple[SceneObject, .
 
 def split_of(scene: Scene) -> Split:
     """The one split a scene belongs to: a hash of its content with positions rounded to a coarse grid, so that no test
-    scene is a training scene moved by a hair.
+    scene is a training scene moved a little.
     """
     parts = [
         f"{item.shape},{item.color},{item.size},{int(item.x * POSITION_STEPS)},{int(item.y * POSITION_STEPS)}"
