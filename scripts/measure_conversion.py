@@ -17,10 +17,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mllm.checkpoint import INDEX_FILE, RELEASED, our_shapes
+from mllm.checkpoint import RELEASED, our_shapes, write_shards
 from mllm.config import RELEASED_TYPE, MLLMConfig, from_released
 from mllm.files import counted
 from mllm.model import MLLMForConditionalGeneration
@@ -48,21 +47,14 @@ def fields_of_size(num_bytes: int) -> dict:
 
 
 def write_checkpoint(folder: Path, num_bytes: int, num_shards: int) -> None:
-    """Random weights in that many shards, with their index and config."""
+    """Random weights in about that many shards, with their index and config."""
     fields = fields_of_size(num_bytes)
     shapes = shapes_of(fields)
-    total = sum(shape.numel() for shape in shapes.values())
-    shards: list[dict[str, Tensor]] = [{} for _ in range(num_shards)]
-    done = 0
-    for name, shape in shapes.items():
-        shards[min(done * num_shards // total, num_shards - 1)][name] = shape
-        done += shape.numel()
-    weight_map = {}
-    for number, part in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{num_shards:05}.safetensors"
-        save_file({name: torch.randn(shape.shape, dtype=torch.bfloat16) for name, shape in part.items()}, folder / file)
-        weight_map.update(dict.fromkeys(part, file))
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    shard = sum(BYTES * shape.numel() for shape in shapes.values()) // num_shards
+    with_room = shard + shard // 10  # for the last tensor of a shard
+    write_shards(
+        shapes, lambda name: torch.randn(shapes[name].shape), folder, max_bytes=with_room, dtype=torch.bfloat16
+    )
     (folder / "config.json").write_text(json.dumps(fields))
 
 
