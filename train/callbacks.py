@@ -1,12 +1,14 @@
-"""What is measured during training: held-out losses by task, sheets of samples, benchmarks, the world's scores.
+"""Beside the training: an average of the weights, and what is measured on the way.
 
-`validate` runs on every process; the rest on the first one, on a pipeline around the model as it would be saved now
-(`inference_model` in train/checkpoints.py). All get the numbers, by which the best checkpoint may be chosen.
+Measured are held-out losses by task, sheets of samples, benchmarks and the world's scores. `validate` runs on every
+process; the rest on the first one, on a pipeline around the model as it would be saved now (`inference_model`). All get
+the numbers, by which the best checkpoint may be chosen.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,8 +16,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, send_to_device
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainerCallback
 
 from mllm.config import MLLMConfig
 from mllm.engine.settings import Overrides
@@ -36,8 +41,66 @@ from train.recipe import BenchmarkInLoop, MLLMRecipe, WorldInLoop
 
 logger = logging.getLogger(__name__)
 
+AVERAGE = "average.safetensors"
 EVAL_PREFIX = "eval_"  # what the library's trainer expects in front of every name
 MAX_ANSWER = 64  # tokens of an answer about the world: an untrained model must not exceed its context
+
+
+class WeightAverage(TrainerCallback):
+    """An exponential moving average of the trainable weights, updated after every step and saved in checkpoints. It is
+    float32 also for bfloat16 weights (DeepSpeed's), where an update by 1 - decay would be rounded away."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        self.trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        trained = nn.ParameterList(self.trainable.values())
+        self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(decay)).float()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: kept.data for name, kept in zip(self.trainable, self.average.module.parameters(), strict=True)}
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.average.update_parameters(nn.ParameterList([each.detach().float() for each in self.trainable.values()]))
+
+    def save(self, folder: Path) -> None:
+        save_file({**self.weights, "num_averaged": self.average.n_averaged}, folder / AVERAGE)
+
+    def load(self, folder: Path) -> None:
+        stored = load_file(folder / AVERAGE)
+        for name, kept in {**self.weights, "num_averaged": self.average.n_averaged}.items():
+            kept.copy_(stored[name])
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        for name, kept in self.weights.items():
+            self.trainable[name].copy_(kept)
+
+
+@contextmanager
+def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
+    """Within, `model` computes what a model that is saved now and loaded again computes. It has the averaged weights
+    (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters: float32 beside bfloat16),
+    the attention of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a
+    dialogue)."""
+    attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
+    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    own, averaged = {name: weight.data for name, weight in weights.items()}, average.weights if average else {}
+    kept = {name: own[name].to("cpu", copy=True) for name in averaged}
+    frozen = [weight.dtype for weight in weights.values() if not weight.requires_grad]
+    dtype = next(iter(frozen or [data.dtype for data in own.values()]))
+    backbone.set_attn_implementation("sdpa")
+    backbone._compiled_call_impl = None
+    try:
+        for name, data in averaged.items():
+            own[name].copy_(data)
+        for name, data in own.items():
+            weights[name].data = data.to(dtype)
+        yield
+    finally:
+        for name, data in own.items():
+            weights[name].data = data.copy_(kept[name]) if name in kept else data
+        backbone.set_attn_implementation(attention)
+        backbone._compiled_call_impl = compiled
 
 
 class Measurement(NamedTuple):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: folders that are complete or do not count, averaged weights, sharded weights and states.
+"""Checkpoints of a training: folders that are complete or do not count, sharded weights and optimizer states.
 
 They are folders `checkpoint-STEP`, filled elsewhere and renamed when every process is done.
 """
@@ -11,26 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import PreTrainedModel, TrainerCallback
+from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
 
 from mllm.files import UNFINISHED, errors_that_name, read_json
 from train.recipe import RECIPES
 
-AVERAGE = "average.safetensors"
 UNSHARDED, ZERO_2, ZERO_3 = "plain data parallel", "ZeRO-2", "ZeRO-3"
 UNIVERSAL = "latest_universal"  # the file that DeepSpeed's conversion writes last
 
 
+def checkpoints_in(output: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+
+
 def newest_checkpoint(output: Path) -> Path | None:
-    found = get_last_checkpoint(output) if output.is_dir() else None
-    return Path(found) if found else None
+    return next(reversed(checkpoints_in(output)), None)
 
 
 def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, state: PartialState) -> None:
@@ -52,63 +51,6 @@ def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, 
         shutil.rmtree(final, ignore_errors=True)
         os.replace(unfinished, final)
     state.wait_for_everyone()
-
-
-class WeightAverage(TrainerCallback):
-    """An exponential moving average of the trainable weights, updated after every step and saved in checkpoints. It is
-    float32 also for bfloat16 weights (DeepSpeed's), where an update by 1 - decay would be rounded away."""
-
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
-        self.trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        trained = nn.ParameterList(self.trainable.values())
-        self.average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(decay)).float()
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        return {name: kept.data for name, kept in zip(self.trainable, self.average.module.parameters(), strict=True)}
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.average.update_parameters(nn.ParameterList([each.detach().float() for each in self.trainable.values()]))
-
-    def save(self, folder: Path) -> None:
-        save_file({**self.weights, "num_averaged": self.average.n_averaged}, folder / AVERAGE)
-
-    def load(self, folder: Path) -> None:
-        stored = load_file(folder / AVERAGE)
-        for name, kept in {**self.weights, "num_averaged": self.average.n_averaged}.items():
-            kept.copy_(stored[name])
-
-    @torch.no_grad()
-    def copy_to_model(self) -> None:
-        for name, kept in self.weights.items():
-            self.trainable[name].copy_(kept)
-
-
-@contextmanager
-def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
-    """Within, `model` computes what a model that is saved now and loaded again computes. It has the averaged weights
-    (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters: float32 beside bfloat16),
-    the attention of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a
-    dialogue)."""
-    attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
-    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
-    own, averaged = {name: weight.data for name, weight in weights.items()}, average.weights if average else {}
-    kept = {name: own[name].to("cpu", copy=True) for name in averaged}
-    frozen = [weight.dtype for weight in weights.values() if not weight.requires_grad]
-    dtype = next(iter(frozen or [data.dtype for data in own.values()]))
-    backbone.set_attn_implementation("sdpa")
-    backbone._compiled_call_impl = None
-    try:
-        for name, data in averaged.items():
-            own[name].copy_(data)
-        for name, data in own.items():
-            weights[name].data = data.to(dtype)
-        yield
-    finally:
-        for name, data in own.items():
-            weights[name].data = data.copy_(kept[name]) if name in kept else data
-        backbone.set_attn_implementation(attention)
-        backbone._compiled_call_impl = compiled
 
 
 @contextmanager

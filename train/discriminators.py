@@ -293,10 +293,10 @@ class Adversary:
         self.schedule = AdversarialSchedule(recipe, steps=steps)
         self.features = DinoFeatures(read_tensors(recipe.dino), image_size=image_size, blocks=recipe.blocks)
         self.features.to(accelerator.device)
-        heads = Discriminator(self.features.width, self.features.num_levels)
+        self.unwrapped = Discriminator(self.features.width, self.features.num_levels)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
-        optimizer = torch.optim.AdamW(decay_groups(heads, recipe.weight_decay), **rates)
-        self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
+        optimizer = torch.optim.AdamW(decay_groups(self.unwrapped, recipe.weight_decay), **rates)
+        self.heads, self.optimizer = accelerator.prepare(self.unwrapped, optimizer)
         self.weak = partial(augment, probability=recipe.augment_probability, cutout=recipe.cutout)
         self.strong = partial(augment, probability=1.0, cutout=recipe.cutout)
 
@@ -310,11 +310,10 @@ class Adversary:
         generator = self.generator_for(step, "tokenizer")
         with torch.autocast(reconstruction_B3HW.device.type, enabled=False):  # the blur needs float32
             images_B3HW = self.weak(reconstruction_B3HW.float(), generator, blur=self.schedule.blur(step))
-        heads: Any = self.accelerator.unwrap_model(self.heads)
-        heads.requires_grad_(False)
+        self.unwrapped.requires_grad_(False)
         with self.accelerator.autocast():
-            logits_BM = heads(self.features(self.features.fit(images_B3HW, generator)))
-        heads.requires_grad_(True)
+            logits_BM = self.unwrapped(self.features(self.features.fit(images_B3HW, generator)))
+        self.unwrapped.requires_grad_(True)
         return -logits_BM.float().mean()
 
     def weight(self, image_loss: Tensor, adversarial: Tensor, last_weight: Tensor, step: int) -> Tensor:

@@ -8,8 +8,11 @@ Letters: B batch, G batches of all processes, T text positions, H W pixels, K co
 
 import json
 import logging
+import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar, cast
@@ -19,10 +22,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs, reduce, set_seed
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
-from transformers import get_scheduler
-from transformers.trainer_utils import rotate_checkpoints
 
 from mllm.files import read_json, whole_folder, write_image, write_text
 from tokenizer import images, metrics
@@ -31,7 +33,7 @@ from tokenizer.number_format import fast_dtype
 from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
-from train.checkpoints import newest_checkpoint, write_checkpoint
+from train.checkpoints import checkpoints_in, newest_checkpoint, write_checkpoint
 from train.data.tokenizer_images import build_source
 from train.discriminators import Adversary, decay_groups, descend
 from train.hardware import WAIT_IN_TRAINING, training_device
@@ -71,13 +73,9 @@ class TokenizerTrainer:
         self.source = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
         optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
-        self.scheduler = get_scheduler(
-            "cosine_with_min_lr",
-            optimizer,
-            num_warmup_steps=recipe.warmup_steps,
-            num_training_steps=recipe.steps,
-            scheduler_specific_kwargs={"min_lr_rate": recipe.final_learning_rate},
-        )
+        schedule = {"warmup": recipe.warmup_steps, "steps": recipe.steps, "final": recipe.final_learning_rate}
+        self.scheduler = LambdaLR(optimizer, partial(learning_rate_share, **schedule))
+        self.unwrapped = model  # accelerate's unwrap_model would import DeepSpeed
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(self.unwrapped, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         sizes = {"image_size": size, "steps": recipe.steps, "seed": recipe.seed}
@@ -87,11 +85,6 @@ class TokenizerTrainer:
         self.accelerator.register_for_checkpointing(self.average, self.scheduler)
         set_seed(recipe.seed, device_specific=True)  # stochastic depth differs between processes
         self.step = 0
-
-    @property
-    def unwrapped(self) -> UniTok:
-        """The model that learns, without the wrapper of distributed training."""
-        return self.accelerator.unwrap_model(self.model)
 
     @property
     def final_model(self) -> UniTok:
@@ -221,7 +214,8 @@ class TokenizerTrainer:
 
         write_checkpoint(self.recipe.output, self.step, write, state=self.accelerator.state)
         if self.accelerator.is_main_process:
-            rotate_checkpoints(str(self.recipe.output), save_total_limit=self.recipe.keep_checkpoints)
+            for older in checkpoints_in(self.recipe.output)[: -self.recipe.keep_checkpoints]:
+                shutil.rmtree(older)
 
     def _resume(self) -> None:
         newest = newest_checkpoint(self.recipe.output)
@@ -327,6 +321,15 @@ def with_new_decoder(model: UniTok, fields: dict[str, Any]) -> UniTok:
     fits = {name for name, value in changed.state_dict().items() if name in given and value.shape == given[name].shape}
     changed.load_state_dict({name: given[name] for name in fits}, strict=False)
     return changed.eval()
+
+
+def learning_rate_share(step: int, *, warmup: int, steps: int, final: float) -> float:
+    """Of the largest learning rate: a linear warm-up, then half a cosine down to `final`. As transformers computes it,
+    whose module of schedules takes seconds to import (peft, bitsandbytes)."""
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) * (1 - final) + final
 
 
 def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCaptions | None:

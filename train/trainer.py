@@ -41,8 +41,16 @@ from tokenizer.number_format import fast_dtype
 from tokenizer.unitok import UniTok
 from train import checkpoints
 from train.build_model import build_model, freeze_all_but
-from train.callbacks import EVAL_PREFIX, build_callbacks, check_best_metric, run_callbacks, validate
-from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, WeightAverage, newest_checkpoint
+from train.callbacks import (
+    EVAL_PREFIX,
+    WeightAverage,
+    build_callbacks,
+    check_best_metric,
+    inference_model,
+    run_callbacks,
+    validate,
+)
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, newest_checkpoint
 from train.data.batches import training_batches, validation_batches
 from train.data.packing import Tokenizers
 from train.hardware import WAIT_IN_TRAINING, speed_up, training_device
@@ -246,7 +254,7 @@ class MLLMTrainer(Trainer):
         values = validate(self.model_wrapped, self.validation, self.accelerator, config=self.config, **self.options)
         if self.measure is not None:
             model: Any = self.model
-            with checkpoints.inference_model(model, without_adapters(model).backbone, self.average):
+            with inference_model(model, without_adapters(model).backbone, self.average):
                 measured = self.measure(self.state.global_step)
             values |= {f"{EVAL_PREFIX}{name}": value for name, value in measured.items()}
         self.log(values)

@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from train import checkpoints
-from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, WeightAverage
+from train.callbacks import WeightAverage, inference_model
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3
 from train.hardware import CPU_EAGER, speed_up
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -33,7 +34,7 @@ def test_within_the_context_the_model_is_the_one_that_would_be_saved() -> None:
     average.on_step_end()
     own = weights_of(backbone)
     for error in (None, KeyboardInterrupt):
-        with pytest.raises(error) if error else nullcontext(), checkpoints.inference_model(backbone, backbone, average):
+        with pytest.raises(error) if error else nullcontext(), inference_model(backbone, backbone, average):
             assert backbone.config._attn_implementation == "sdpa" and backbone._compiled_call_impl is None
             torch.testing.assert_close(weights_of(backbone), [tensor + 1.0 for tensor in first])
             if error:
