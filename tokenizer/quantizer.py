@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 CPU_TILE = 2**18  # similarities held at a time: 1 MB, stays in cache (2.7 times faster than all at once)
 GPU_TILE = 2**26
-USED_SHARE = 0.01  # an entry counts as used above this share of the uniform probability (upstream)
 KMEANS_ITERATIONS = 10
 FAST_UPDATES = 100  # the usage average forgets 10 % per update before, 1 % after (upstream)
 
@@ -29,7 +28,6 @@ class Quantized(NamedTuple):
     codes_BKN: Tensor
     vq_loss: Tensor  # commitment and codebook terms, averaged over the codebooks
     entropy_loss: Tensor  # mean entropy of single positions minus entropy of the mean; 0 unless asked for
-    usage: Tensor  # share of the entries that are in use, 0 to 1, averaged over the codebooks
 
 
 class MultiCodebookQuantizer(nn.Module):
@@ -87,10 +85,11 @@ class MultiCodebookQuantizer(nn.Module):
             vq_loss = self.beta * commitment + F.mse_loss(entries_KME, features_KME.detach())
             entropy_loss = self._entropy_loss(features_KME, table_KCE) if with_entropy else vq_loss.new_zeros(())
             straight_through_KME = features_KME + (entries_KME - features_KME).detach()
-            usage = self._update_usage(codes_KM)
+            if self.training:
+                self._update_usage(codes_KM)
         vectors_BNZ = straight_through_KME.transpose(0, 1).reshape(features_BNZ.shape)
         codes_BKN = codes_KM.unflatten(1, features_BNZ.shape[:2]).transpose(0, 1)
-        return Quantized(vectors_BNZ, codes_BKN, vq_loss, entropy_loss, usage)
+        return Quantized(vectors_BNZ, codes_BKN, vq_loss, entropy_loss)
 
     def _entropy_loss(self, features_KME: Tensor, table_KCE: Tensor) -> Tensor:
         distances_KMC = 2.0 - 2.0 * features_KME @ table_KCE.transpose(1, 2)
@@ -102,19 +101,16 @@ class MultiCodebookQuantizer(nn.Module):
         return single - overall
 
     @torch.no_grad()
-    def _update_usage(self, codes_KM: Tensor) -> Tensor:
-        """Share of entries used by these codes; in training mode the running usage takes them in."""
-        num_codebooks, codebook_size, _ = self.codebooks.shape
+    def _update_usage(self, codes_KM: Tensor) -> None:
+        """Let the running usage take in the codes of all processes."""
         counts_KC = torch.zeros_like(self.usage, dtype=torch.float32)
         counts_KC.scatter_add_(1, codes_KM, torch.ones_like(codes_KM, dtype=torch.float32))
-        if self.training and num_ranks() > 1:
+        if num_ranks() > 1:
             distributed.all_reduce(counts_KC)
         share_KC = counts_KC / counts_KC.sum(-1, keepdim=True)
-        if self.training:
-            keep = torch.where(self.num_updates < FAST_UPDATES, 0.9, 0.99) * (self.num_updates > 0)
-            self.usage.copy_(self.usage * keep + share_KC * (1.0 - keep))
-            self.num_updates += 1
-        return (share_KC > USED_SHARE / codebook_size).float().mean()
+        keep = torch.where(self.num_updates < FAST_UPDATES, 0.9, 0.99) * (self.num_updates > 0)
+        self.usage.copy_(self.usage * keep + share_KC * (1.0 - keep))
+        self.num_updates += 1
 
     @torch.no_grad()
     def initialise_from(self, features_BNZ: Tensor, *, generator: torch.Generator | None = None) -> None:

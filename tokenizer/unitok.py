@@ -40,10 +40,8 @@ LARGEST_LOGIT_SCALE = math.log(100)
 
 class UniTokOutput(NamedTuple):
     reconstruction_B3HW: Tensor  # not clamped, so that gradients live everywhere
-    codes_BKN: Tensor
     vq_loss: Tensor
     entropy_loss: Tensor  # unweighted; 0 unless asked for
-    usage: Tensor  # share of the codebook entries that this batch uses, 0 to 1
     image_features: Tensor | None = None  # (B, embed_dim), length 1; None without captions
     text_features: Tensor | None = None
     logit_scale: Tensor | None = None  # factor of the contrastive logits, already exponentiated
@@ -93,14 +91,14 @@ class UniTok(nn.Module):
             text_ids_BT: captions of the images; with them the contrastive features are computed.
             with_entropy: compute the entropy loss (costly with large codebooks).
         """
-        vectors_BNZ, *quantized = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
+        vectors_BNZ, _, *losses = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
         hidden_BND = project(self.post_quant_proj, vectors_BNZ)
         contrastive: tuple[Tensor, ...] = ()
         if text_ids_BT is not None:
             features = self._embed(hidden_BND, normalize=True), self.encode_text(text_ids_BT, normalize=True)
             contrastive = (*features, self.logit_scale.exp())
         reconstruction_B3HW = self.decoder(hidden_BND.to(self.dtype), grid=self.grid_of(pixels_B3HW))
-        return UniTokOutput(reconstruction_B3HW, *quantized, *contrastive)
+        return UniTokOutput(reconstruction_B3HW, *losses, *contrastive)
 
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """What the quantizer sees, (B, N, Z), float32."""
