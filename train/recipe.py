@@ -249,12 +249,6 @@ class TokenizerRecipe:
         }
         return {name: file for name, (is_needed, file) in needed.items() if is_needed}
 
-    @property
-    def left_out(self) -> list[str]:
-        """Names of the losses with weight 0, for the log."""
-        weights = {**dataclasses.asdict(self.loss), "adversarial": self.adversarial.weight}
-        return [name for name, weight in weights.items() if not weight]
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WorldData:

@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -97,7 +98,8 @@ class TokenizerTrainer:
         """Resume from the latest checkpoint, if there is one, and train to the last step."""
         recipe = self.recipe
         recipe.output.mkdir(parents=True, exist_ok=True)
-        logger.info("losses of weight 0: %s", ", ".join(recipe.left_out) or "none")
+        weights = {**asdict(recipe.loss), "adversarial": recipe.adversarial.weight}
+        logger.info("losses of weight 0: %s", ", ".join(name for name in weights if not weights[name]) or "none")
         self._resume()
         is_main = self.accelerator.is_main_process
         self.log: MetricsLog | None = None

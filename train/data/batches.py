@@ -75,7 +75,7 @@ def class_sequences(data: ClassData, world_folder: Path, tokenizers: Tokenizers,
     folders = _open(data.folders, tokenizers)
     if not folders:
         records = WorldClasses(count=data.world_images, size=tokenizers.image.config.image_size, seed=data.seed)
-        ClassSequences(data, [BlankCodes(records, tokenizers.config, 1)], tokenizers, shape)  # refuses a short length
+        ClassSequences(data, [BlankCodes(records, tokenizers.config)], tokenizers, shape)  # refuses a short length
         folders = [encode_rendered(records, world_folder, tokenizers.image)]
     return ClassSequences(data, folders, tokenizers, shape)
 

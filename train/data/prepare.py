@@ -75,14 +75,6 @@ class PrepareOptions:
     num_workers: int = 4  # threads that open images
 
 
-class Totals(NamedTuple):
-    """What a finished folder holds."""
-
-    records: int
-    shards: int
-    left_out: int
-
-
 def prepare_folder(
     sources: Sequence[Path],
     folder: Path,
@@ -91,8 +83,8 @@ def prepare_folder(
     options: PrepareOptions,
     shard_size: int,
     format_name: str | None = None,
-) -> Totals:
-    """Prepare sources into a folder; running it again resumes."""
+) -> dict[str, Any]:
+    """Prepare sources into a folder, whose manifest is returned; running it again resumes."""
     state, code_source = process_state(), CodeSource.of(tokenizer)
     files = find_files(sources, but_not_in=folder)
     with only_writer(folder) if state.is_main_process else nullcontext():
@@ -113,8 +105,7 @@ def prepare_folder(
             _find_tasks(path, folder, shard_size=shard_size, format_name=format_name, columns=options.columns)
         state.wait_for_everyone()
         maker = ShardMaker(tokenizer, options)
-        manifest = shards.make_shards(folder, read_tasks(folder), maker.make, code_source, state=state)
-    return Totals(manifest["records"], len(manifest["shards"]), manifest["left_out"])
+        return shards.make_shards(folder, read_tasks(folder), maker.make, code_source, state=state)
 
 
 def process_state() -> PartialState:
@@ -383,13 +374,13 @@ def as_text(segments: list[Segment], *, in_color: bool) -> str:
 def prepare(options: Namespace) -> None:
     tokenizer, how = _image_tokenizer(options), {"shard_size": options.shard_size, "format_name": options.format}
     reading = _prepare_options(options, tokenizer)
-    totals = prepare_folder(options.sources, options.out, tokenizer=tokenizer, options=reading, **how)
+    manifest = prepare_folder(options.sources, options.out, tokenizer=tokenizer, options=reading, **how)
     if process_state().is_main_process:
         source = CodeSource.of(tokenizer)
-        made = f"{counted(totals.records, 'record')} in {counted(totals.shards, 'shard')}"
+        made = f"{counted(manifest['records'], 'record')} in {counted(len(manifest['shards']), 'shard')}"
         print(f"{options.out}: {made}, codes of {source}")
-        if totals.left_out:
-            print(f"{counted(totals.left_out, 'broken record')} left out; see {options.out / shards.LEFT_OUT}")
+        if manifest["left_out"]:
+            print(f"{counted(manifest['left_out'], 'broken record')} left out; see {options.out / shards.LEFT_OUT}")
 
 
 def show(options: Namespace) -> None:

@@ -55,6 +55,8 @@ SPARE = 1.2
 """Positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded."""
 NUM_FINGERPRINTED = 16
 """Conversations that tell whether the grammar is still that of the codes."""
+MOST_IMAGES = 16
+"""At least as many as any record has."""
 MAX_TRIES = 1000
 """Episodes looked at for one of few objects."""
 
@@ -121,7 +123,6 @@ class BlankCodes:
 
     records: RenderedRecords
     config: MLLMConfig
-    num_images: int = 16  # of each record; more than needed do no harm in those of conversations and episodes
     grid_of: Callable[[int], Grid] | None = None  # None: all have the default size
 
     def __len__(self) -> int:
@@ -131,7 +132,7 @@ class BlankCodes:
         side = self.config.grid_side
         rows, columns = self.grid_of(index) if self.grid_of else (side, side)
         blank = CodesPart(np.zeros((self.config.num_codebooks, rows * columns), dtype=np.int64), (rows, columns))
-        return self.records.record(index, (blank,) * self.num_images)
+        return self.records.record(index, (blank,) * MOST_IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,12 +31,12 @@ from tests.train.launching import run_program
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
 from train.data.mixture import choose_sample
-from train.data.prepare import Totals, as_text, prepare_folder, read_tasks
+from train.data.prepare import as_text, prepare_folder, read_tasks
 from train.data.records import Record
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder
 
 COUNT = 11
-Prepare = Callable[..., Totals]
+Prepare = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def prepare(image_tokenizer: UniTok) -> Prepare:
 
 def prepare_with(
     tokenizer: UniTok, *sources: Path, out: Path, size: int = 4, name: str | None = None, **how: Any
-) -> Totals:
+) -> dict[str, Any]:
     options = dataclasses.replace(OPTIONS, **how)
     return prepare_folder(list(sources), out, tokenizer=tokenizer, options=options, shard_size=size, format_name=name)
 
@@ -111,7 +111,8 @@ def test_running_it_again_makes_what_is_missing_and_nothing_else(
         path.write_text(path.read_text().replace('"tasks": [', '"units": [').replace('"count"', '"offset": 7, "count"'))
     before = state(out / SHARDS)
     (out / SHARDS / lost).unlink()
-    assert prepare(raw, out=out) == Totals(records=4 * COUNT, shards=12, left_out=0)
+    made = prepare(raw, out=out)
+    assert (made["records"], len(made["shards"]), made["left_out"]) == (4 * COUNT, 12, 0)
     after = state(out / SHARDS)
     assert after.pop(lost)[1] == before.pop(lost)[1] and after == before
     assert rows_of(out) == rows_of(whole)
@@ -150,7 +151,7 @@ def test_killed_five_times_it_ends_as_if_it_had_not(
         seen.add(len(list((out / SHARDS).glob("*.parquet"))))
     assert len(seen) > 2 and not (out / MANIFEST).exists()
     finished = state(out / SHARDS)
-    assert prepare(raw, out=out, size=1).records == 4 * COUNT
+    assert prepare(raw, out=out, size=1)["records"] == 4 * COUNT
     after = state(out / SHARDS)
     assert all(after[name] == kept for name, kept in finished.items() if not name.endswith(UNFINISHED))
     assert not list(out.rglob(f"*{UNFINISHED}"))
@@ -188,7 +189,8 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
         prepare(raw / "half.jsonl", out=tmp_path / "none", skip_broken=True)
     assert not list(tmp_path.rglob(MANIFEST))
     for _ in range(2):
-        assert prepare(raw / "pairs.jsonl", out=out, skip_broken=True) == Totals(records=3, shards=2, left_out=3)
+        made = prepare(raw / "pairs.jsonl", out=out, skip_broken=True)
+        assert (made["records"], len(made["shards"]), made["left_out"]) == (3, 2, 3)
     left_out = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
     listed = {record["place"]: record["reason"] for record in left_out}
     assert sorted(listed) == ["line 2", "line 3", "line 6"]
@@ -209,7 +211,7 @@ def test_every_file_of_a_folder_is_read_or_named(
     pq.write_table(pa.table({"url": ["http://x/y.jpg"], "caption": ["red"]}), tars / "captions.parquet")
     (tars / "captions_stats.json").write_text('{"count": 3}')
     (tars / "notes.doc").write_text("?")
-    assert prepare(tars, out=tmp_path / "1").records == 6
+    assert prepare(tars, out=tmp_path / "1")["records"] == 6
     assert "3 in all" in caplog.text and "captions.parquet, captions_stats.json, notes.doc" in caplog.text
     for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
         Image.new("RGB", (32, 32), "red").save(images / f"{ending}.{ending}")
@@ -217,7 +219,7 @@ def test_every_file_of_a_folder_is_read_or_named(
     (images / "x.heic").write_bytes(b"?")
     (images / "._x.jpg").write_bytes(b"what a system left")
     (images / "link").symlink_to(tars)
-    assert prepare(images, out=tmp_path / "2").records == 6
+    assert prepare(images, out=tmp_path / "2")["records"] == 6
     assert "x.heic, link" in caplog.text
 
 
