@@ -55,7 +55,7 @@ class Windows:
 
 
 def ssim_of(first: Windows, second: Windows) -> Tensor:
-    """SSIM of each image, (B,); one of the two may be a single image beside many."""
+    """SSIM of each image, (B,); either may be a single image that is compared with many."""
     c1, c2 = (0.01 * PIXEL_RANGE) ** 2, (0.03 * PIXEL_RANGE) ** 2
     product = first.mean_B3HW * second.mean_B3HW
     covariance = blur(first.pixels_B3HW * second.pixels_B3HW) - product

@@ -157,7 +157,7 @@ class Source(NamedTuple):
 
 
 class NameTable:
-    """Names of another checkpoint beside ours, for both directions; the first row that matches a name counts.
+    """Names of another checkpoint and ours, for both directions; the first row that matches a name counts.
 
     Args:
         rows: (their name, our name) or (their name, our name, join). `{rest}` stands for anything and any other field

@@ -1,8 +1,8 @@
 """Make a finished model the bundled one: smaller weights and a record of their origin.
 
-`python -m train.bundle FINISHED BUNDLED [--scores FILE] [--note TEXT] [--attribution FILE]` copies the folder, stores
-the language model in bfloat16 (codes of images stay the same) and writes `SOURCE.json`: the recipes of all stages, the
-commit, scores, and a note. With `--scores`, the model is in place already; it keeps its note unless there is a new one.
+`python -m train.bundle FINISHED BUNDLED [--note TEXT] [--attribution FILE]` copies the folder, stores the language
+model in bfloat16 (codes of images stay the same) and writes `SOURCE.json`: the recipes of all stages, the commit, a
+note, and scores, which `python -m train.bundle FINISHED BUNDLED --scores FILE` adds later.
 """
 
 import argparse

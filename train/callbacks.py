@@ -1,4 +1,4 @@
-"""Beside the training: an average of the weights, and what is measured on the way.
+"""During the training: an average of the weights, and what is measured on the way.
 
 Measured are held-out losses by task, sheets of samples, benchmarks and the world's scores. `validate` runs on every
 process; the rest on the first one, on a pipeline around the model as it would be saved now (`inference_model`). All get
@@ -79,7 +79,7 @@ class WeightAverage(TrainerCallback):
 @contextmanager
 def inference_model(model: nn.Module, backbone: PreTrainedModel, average: WeightAverage | None) -> Iterator[None]:
     """Within, `model` computes what a model that is saved now and loaded again computes. It has the averaged weights
-    (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters: float32 beside bfloat16),
+    (its own are kept in the CPU's memory), in the precision of frozen ones (with adapters: float32 next to bfloat16),
     the attention of loaded models, and a `backbone` that is not compiled (it would compile again for every length of a
     dialogue)."""
     attention, compiled = backbone.config._attn_implementation, backbone._compiled_call_impl
@@ -144,7 +144,7 @@ def run_callbacks(
 
 
 def check_best_metric(name: str | None, tasks: Iterable[str], *, others: Iterable[str]) -> None:
-    """Refuse to choose the best checkpoint by a number that is not measured; `others` is measured beside the losses."""
+    """Refuse to choose the best checkpoint by a number that is not measured; `others`: those that are no losses."""
     losses = [f"{task}_{part}loss" for task in tasks for part in ("", "text_", "image_")]
     known = [*(["loss"] if losses else []), *losses, *others]
     if name is not None and name.removeprefix(EVAL_PREFIX) not in known:

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the backbone, with the new vocabulary rows and some groups trained in full beside them.
+"""Low-rank adapters on the backbone, with the new vocabulary rows and some groups trained in full.
 
 In: a model and the recipe's fields. Out: a `peft` model that any trainer takes and that saves only what was trained.
 `mllm merge ADAPTER -o OUT` adds a trained adapter to its model.

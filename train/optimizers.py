@@ -83,7 +83,7 @@ class BatchedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "a closure would be evaluated by this optimizer alone, not by the one beside it"
+        assert closure is None, "a closure would be evaluated by this optimizer alone, not by the other one"
         for group in self.param_groups:
             assert group["adjust_lr_fn"] in (None, "original"), f"adjust_lr_fn is {group['adjust_lr_fn']!r}"
             for parameters in _stacks(group["params"]):

@@ -146,7 +146,9 @@ class AdversarialRecipe:
 class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
-    urls: str | None = None  # data/{00000..00099}.tar, data/*.tar or folders, parted by `::`. None: the synthetic world
+    urls: str | None = (
+        None  # data/{00000..00099}.tar, data/*.tar or folders, separated by `::`. None: the synthetic world
+    )
     crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
     crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
     window: PositiveInt | None = None
@@ -269,7 +271,7 @@ class WorldData:
     drawing_weights: dict[str, PositiveFloat] = field(default_factory=lambda: {**DRAWING_WEIGHTS})
     """Weight of each kind of description in the job "draw" (mllm/world/language.py); the default is that of tests."""
     conversations: dict[str, Real] = field(default_factory=dict)
-    """Weight of each kind of conversation in people's own words (mllm/world/people.py), beside `jobs`."""
+    """Weight of each kind of conversation in people's own words (mllm/world/people.py), in addition to `jobs`."""
     conversation_images: PositiveInt = 2048
     """Conversations whose images are encoded; all others are learned as words and plans, at a third of the length."""
     words_only: Share = 0.8  # share of these others
@@ -425,7 +427,7 @@ class MLLMRecipe:
     trainable: list[str] = field(default_factory=lambda: ["all"])
     """Groups of parameters that are trained: "all", or keys of PARAMETER_GROUPS; the others are frozen."""
     adapter: AdapterRecipe | None = None
-    """Low-rank adapters on the backbone; `trainable` then names what is trained in full beside them."""
+    """Low-rank adapters on the backbone; `trainable` then names what else is trained, in full."""
     data: MLLMData = field(default_factory=MLLMData)
     classes: ClassData = field(default_factory=ClassData)
     """Images by class as training data instead of `data`, where it names any."""

@@ -306,10 +306,6 @@ def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-class BadStepsError(ValueError):
-    """A run had more bad steps than its recipe allows."""
-
-
 class LossMonitor:
     """Finds and counts bad steps, over all resumptions of a run: checkpoints carry the count and the recent losses."""
 
@@ -322,8 +318,7 @@ class LossMonitor:
         self.num_bad = 0
 
     def is_bad_loss(self, loss: float, *, step: int) -> bool:
-        """Whether the loss of a step (over all ranks) is bad; a good one is remembered. Raises BadStepsError: it is one
-        bad step too many."""
+        """Whether the loss of a step (over all ranks) is bad; a good one is remembered. Raises ValueError: too many."""
         if not math.isfinite(loss):
             return self._count(f"the loss is {loss}", step)
         if self.rule.spike is not None and len(self.recent) >= self.MIN_SEEN:
@@ -339,7 +334,7 @@ class LossMonitor:
     def _count(self, fault: str, step: int) -> bool:
         self.num_bad += 1
         if self.num_bad > self.rule.allowed:
-            raise BadStepsError(
+            raise ValueError(
                 f"loss and gradient must be finite and without spikes, got a bad step {step} after {self.num_bad - 1} "
                 f"skipped: {fault}; check the data or lower the learning rate and resume, or set bad_steps.allowed"
             )

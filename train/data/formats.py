@@ -394,7 +394,7 @@ def format_of(row: Row) -> str:
     if row.keys() <= {"image", "subfolder"} and "image" in row:
         raise BadRecord(
             f"an image must have a caption or a class, got {short(row['image'])} alone; write a .txt of the same name "
-            "beside it, or use --format classes for images in one sub-folder per class"
+            "next to it, or use --format classes for images in one sub-folder per class"
         )
     raise BadRecord(
         f"the columns must be those of a known layout, got {_names(row)}; name its columns with --map, such as "

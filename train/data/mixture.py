@@ -1,10 +1,9 @@
 """A weighted mixture of prepared folders as one endless list of sequences: sample i is a function of i and the seed.
 
-Which folder: samples come in blocks of 4096; each block holds every folder as often as its weight says, in a shuffled
-order. Which row: a folder is read again and again; in each epoch its shards come in a new order, and the rows of 16
-neighbouring shards are shuffled together, so only those are open. What is learned: which caption, in which direction,
-and whether the instruction is dropped. Nothing here depends on how many processes or workers ask, and there is no state
-to save.
+Which folder: each block of 4096 samples holds every folder as often as its weight says, in a shuffled order. Which row:
+in each epoch of a folder its shards come in a new order, and the rows of 16 neighbouring shards are shuffled together,
+so only those are open. What is learned: which caption, in which direction, and whether the instruction is dropped.
+There is no state to save, and nothing depends on the number of processes or workers.
 
 Letters: F folders, B samples of a block.
 """

@@ -1,17 +1,13 @@
 """Packed batches of a source of sequences: batch b is the same whoever asks for it, and when.
 
 A source fills packing buffers with sequences that wait for a row; each row takes from its buffer what fills it best
-(`take_row`). Prepared data (train/data/mixture.py) has a fixed number of buffers that batches are packed from in turn:
-sample i goes to buffer i modulo their number, and batch b comes from buffer b modulo that number, so a process or
-loader worker that is asked for some batches reads only the samples of their buffers. The synthetic world
-(train/data/world.py) and images by class (train/data/classes.py) begin every batch with an empty buffer. In all cases
-neither the number of processes nor that of workers changes a batch.
+(`take_row`). Prepared data (train/data/mixture.py) has a fixed number of buffers: sample i goes to buffer i modulo that
+number, and so does batch b, so that a process or loader worker reads only the samples of its own buffers. The synthetic
+world (train/data/world.py) and images by class (train/data/classes.py) begin every batch with an empty buffer.
 
-The state of a buffer is a few numbers: its next sample and which sequences wait. They are saved now and then
-(`PackedBatches`), so that a resumed run continues from there instead of reading everything before it. These
-checkpoints are a pure function of the data as well: they can be lost, or be written by several processes at once.
-torchdata's StatefulDataLoader is not used because it restores a run only with the same numbers of processes and
-workers, and cannot be asked for batch b.
+The state of a buffer (its next sample, and which sequences wait) is saved now and then, so that a resumed run need not
+read everything before it. These checkpoints are a pure function of the data: they can be lost, or be written by several
+processes. torchdata's StatefulDataLoader restores a run only with the same numbers of processes and workers.
 """
 
 import json

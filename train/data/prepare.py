@@ -1,13 +1,12 @@
 """`mllm prepare`: raw records in, a folder of shards with a code for every image out; and samples of such a folder.
 
 Each input file is cut into shard tasks of a fixed number of records, and each task makes one shard
-(train/data/shards.py). The tasks of a file are found once and kept in DIR/tasks/, so the cut depends neither on the
-number of processes nor on interruptions. A file that has changed since is refused: its shards would no longer fit
-together. Any number of processes share the work (`torchrun`, `accelerate launch`); finished shards are never touched
+(train/data/shards.py). The tasks of a file are found once and kept in DIR/tasks/; a file that has changed since is
+refused. Any number of processes share the work (`torchrun`, `accelerate launch`). Finished shards are never touched
 again, so running the same command resumes, and sources may be added.
 
-Images are opened and resized by threads while the image tokenizer encodes those before them. Which images share a batch
-depends on the task alone, so a shard that is made again comes out the same.
+Threads open and resize images while those before them are encoded. Which images share a batch depends on the task
+alone, so a shard that is made again comes out the same.
 
 Letters: H W pixels, K codebooks, N positions.
 """

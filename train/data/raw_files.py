@@ -337,7 +337,7 @@ def read_member(path: Path, member: TarMember) -> bytes:
 
 
 def _tar_samples(path: Path, first: int, *, contents: bool) -> Iterator[RawItem]:
-    """The image of a sample, the caption and the class beside it; else what its .json says."""
+    """The image of a sample, with the caption and class next to it; without a caption what its .json says."""
     for sample in read_tar(path, first, contents=contents):
         name = sample.name.encode("utf-8", "replace").decode()
         files = {ending: member.data for ending, member in sample.members.items()}
@@ -383,13 +383,13 @@ def holds_codes(path: Path) -> bool:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """By name; without what systems leave beside files, under names that begin with a dot."""
+    """In the order of their names, without hidden files, which systems leave there."""
     inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return [folder / path for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
 
 
 def _images(path: Path) -> Iterator[RawItem]:
-    """Images in the order of their names, with captions from files beside them and classes from sub-folders."""
+    """Images in the order of their names, with captions from files next to them and classes from sub-folders."""
     subfolders = sorted(child.name for child in path.glob("[!.]*") if child.is_dir())
     number_of = {name: index for index, name in enumerate(subfolders)}
     for file in files_below(path):

@@ -1,14 +1,10 @@
 """Training images of the image tokenizer, step by step: of the synthetic world, or from WebDataset tars on disk.
 
-In: a recipe and who reads. Out: batches of uint8 pixels (and ids of captions), and what a checkpoint must remember.
-
-The world's images are a function of their number, so there is nothing to remember. Tars hold members `KEY.jpg` and
-`KEY.txt` side by side. Their shards are shuffled in every epoch with a seed that knows neither rank nor worker, and the
-epochs follow each other in one endless line. Reader r of R (every worker of every process is one) takes the shards at
-r, r + R, ... of that line: all shards are read once per epoch, by whatever number of readers. Each reader mixes the
-samples of `shuffle_shards` shards in a row (a window); it holds their index in memory, not their images. How far a
-reader has come is (window, samples taken from it), which is all that a checkpoint needs; torchdata's StatefulDataLoader
-would save the same, but cannot resume with another number of readers.
+The world's images are a function of their number. Tars hold members `KEY.jpg` and `KEY.txt` side by side. Their shards
+are shuffled in every epoch with a seed that knows neither rank nor worker, and the epochs form one endless line. Reader
+r of R (every worker of every process is one) takes shards r, r + R, ... of that line and mixes the samples of
+`shuffle_shards` of them at a time (a window). A checkpoint holds (window, samples taken from it) for each reader.
+torchdata's StatefulDataLoader would save the same, but cannot resume with another number of readers.
 """
 
 from __future__ import annotations

@@ -187,10 +187,9 @@ class EpisodeSet:
 def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Episode:
     """The episode with its objects, and those of its edit, in the middle of the squares of plans of so many digits.
 
-    In an ordinary episode objects lie anywhere, so a plan leaves the codes of every border undecided by a few pixels. A
-    model that draws needs one image for each plan; a model that looks at images needs all of them. Objects move by half
-    a square at most: by half an eighth of a position with two digits, so that gaps shrink and remain. In images that
-    are not square this can bring a scene into another split (mllm/world/scene.py); such an episode stays as it is.
+    An ordinary episode's plan leaves the codes of every border undecided by a few pixels; a model that draws needs one
+    image for each plan. Objects move by half a square at most. In images that are not square this can bring a scene
+    into another split (mllm/world/scene.py); such an episode stays as it is.
     """
     moved = [centre(item, digits=digits, grid=grid) for item in episode.scene.objects]
     scene, edit = Scene(episode.scene.background, tuple(moved)), episode.edit
