@@ -17,6 +17,7 @@ from mllm.conversation import CodesPart, ImagePart, Message, TextPart
 from mllm.engine.request import PLAN_BUDGET, GenerationRequest, GenerationResult
 from mllm.engine.settings import merge_settings
 from mllm.pipeline import (
+    STRIDE,
     Done,
     EventDecoder,
     ImageDone,
@@ -280,6 +281,13 @@ def test_without_a_planner_words_that_come_to_an_end_decline(
 
 
 # ---- best of N ----
+
+
+def test_smaller_numbers_have_the_first_candidates_of_larger_ones_and_neighbours_share_none() -> None:
+    assert candidate_seeds(7, 4) == [7, 7 + STRIDE, 7 + 2 * STRIDE, 7 + 3 * STRIDE]
+    assert candidate_seeds(7, 2) == candidate_seeds(7, 4)[:2]
+    used = [seed % 2**32 for first in range(50) for seed in candidate_seeds(first, 64)]
+    assert len(set(used)) == len(used)
 
 
 def test_best_of_keeps_what_judging_all_candidates_picks(pipeline: Pipeline) -> None:

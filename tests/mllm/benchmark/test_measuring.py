@@ -116,6 +116,14 @@ def test_another_commit_draws_the_same_greedy_codes_in_the_same_run(tmp_path: Pa
     assert len(after.splitlines()) == len(found.stdout.splitlines()), "no worktree is left behind"
 
 
+def test_rounds_are_interleaved_in_flipping_order_and_warm_ups_do_not_count() -> None:
+    calls: list[str] = []
+    variants = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = measure.time_interleaved(variants, rounds=3, device=CPU)
+    assert measure.WARM_UPS == 2 and "".join(calls) == "abc" + "cba" + "abc" + "cba" + "abc"
+    assert all(len(taken) == 3 and min(taken) >= 0 for taken in seconds.values())
+
+
 def test_ratios_are_of_medians_and_complaints_name_what_failed() -> None:
     slow, fast = iter([9.0, 9.0, 4.0, 6.0, 9.0]), iter([9.0, 9.0, 2.5, 2.0, 3.0])
     variants = {"upstream": lambda: next(slow), measure.THIS: lambda: next(fast)}

@@ -11,6 +11,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mllm.cli.main import main
@@ -24,9 +25,11 @@ from mllm.evaluation.world import (
     best_of_lines,
     check_answer,
     evaluate_world,
+    highest_perplexity,
     make_items,
     measure_best_of,
     pass_rate,
+    plain_patches,
     score_group,
     score_round_trip,
 )
@@ -36,6 +39,7 @@ from mllm.world.dialogue import Check, Dialogue, Edit, ImageRef, Question, apply
 from mllm.world.render import RenderSize, render
 from mllm.world.scene import Scene, SceneObject
 from mllm.world.spec import ANY, Filter
+from tokenizer.metrics import entropy_of
 from tokenizer.unitok import UniTok
 
 SEED = 7
@@ -159,6 +163,22 @@ def test_every_item_is_answered_alike_with_and_without_speculation(
 
 
 # ---- the round trip of the world's images ----
+
+
+def test_the_highest_perplexity_fills_up_the_rarest_entries() -> None:
+    for fixed, total, counts in (
+        ([], 12, [4, 4, 4]),
+        ([9], 12, [9, 1, 1, 1]),
+        ([9, 4], 14, [9, 4, 0.5, 0.5]),
+        ([1, 1, 1], 3, [1, 1, 1]),
+    ):
+        expected = float(entropy_of(torch.tensor([counts]))[0].exp())
+        assert highest_perplexity(fixed, total, len(counts)) == pytest.approx(expected, rel=1e-5)
+    assert highest_perplexity([1, 1, 1], 3, 2) == 2.0, "more colors than entries bound nothing"
+    pixels_B3HW = torch.zeros(1, 3, 2, 6)
+    pixels_B3HW[0, 1, :, 2:4], pixels_B3HW[0, 2, 1, 5] = 0.5, -1.0
+    is_plain_M, color_M3 = plain_patches(pixels_B3HW, 2)
+    assert is_plain_M.tolist() == [True, True, False] and color_M3[1].tolist() == [0.0, 0.5, 0.0]
 
 
 def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see() -> None:
