@@ -219,7 +219,7 @@ class Pipeline:
         self, index: int, *, n: int = 1, on_event: OnEvent | None = None, **overrides: Unpack[Overrides]
     ) -> list[Image.Image]:
         """Images of a class by its number; image i has seed + i, kept in its `info`."""
-        request = self._request(["draw_class"], [ClassPart(index)], "image", overrides)
+        request = self._request(["draw_class"], [ClassPart(as_integer(index, name="class"))], "image", overrides)
         return self._draw_seeds(request, range(request.seed, request.seed + check_count(n, name="n")), on_event)
 
     def _draw_seeds(

@@ -1,6 +1,7 @@
 """Models of other kinds: class-conditional drawing in the LlamaGen manner (the sequence, the facade), and understanding
 in the LLaVA manner (the tokenizer's quantised features, frozen; words out, never images)."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_pipeline_and_command_draw_classes_and_nothing_else(tmp_path: Path, caps
     assert images[1].tobytes() == pipeline.draw_class(3, seed=5)[0].tobytes()
     others = (pipeline.draw_class(2, seed=4), pipeline.draw_class(3, seed=4, guidance=5.0))
     assert all(images[0].tobytes() != other[0].tobytes() for other in others)
-    for refused in (lambda: pipeline.draw("a cat"), lambda: pipeline.draw_class(5)):
+    for refused in (lambda: pipeline.draw("a cat"), *(partial(pipeline.draw_class, wrong) for wrong in (5, 1.5, "x"))):
         with pytest.raises(ValueError):
             refused()
     out = tmp_path / "a.png"
