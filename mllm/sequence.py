@@ -200,10 +200,11 @@ def _encode_image(segment: Segment, layout: ImageLayout, config: MLLMConfig) -> 
     """One image with what frames it. Of a learned image the begin token is learned; what follows by the layout is
     forced when decoding, so it is not, except in upstream's style, which learns the end as well."""
     part = segment.content
-    if part.codes_KN.shape[0] != config.num_codebooks:
+    found, largest = len(part.codes_KN), part.codes_KN.max(initial=0)
+    if found != config.num_codebooks or largest >= config.codebook_size:
         raise ValueError(
-            f"an image must have codes of {config.num_codebooks} codebooks, got {part.codes_KN.shape[0]}; "
-            "encode it with the model's own image tokenizer"
+            f"an image must have codes of {config.num_codebooks} codebooks of {config.codebook_size}, got {found} with "
+            f"codes up to {largest}; encode it with the model's own image tokenizer"
         )
     token_ids = np.array(layout.body_ids(part.grid) if segment.bare else layout.token_ids(part.grid))
     labels = np.full(len(token_ids), IGNORED)

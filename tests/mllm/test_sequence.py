@@ -164,9 +164,10 @@ def test_a_prompt_is_a_prefix_of_its_sample(tokenizer: PreTrainedTokenizerBase, 
         sample = build_sequence(DIALOGUE[: turns + 1], tokenizer=tokenizer, config=config)
         assert sample.token_ids_T[: len(prompt)].tolist() == prompt.token_ids_T.tolist()
         assert sample.labels_T[len(prompt)] != IGNORED and (prompt.labels_T[-2:] == IGNORED).all()
-    foreign = [Message("user", (CodesPart(np.zeros((2, 9), dtype=np.uint16), (3, 3)),)), DIALOGUE[3]]
-    with pytest.raises(ValueError):
-        build_sequence(foreign, tokenizer=tokenizer, config=config_of(vocabulary))
+    few, large = np.zeros((2, 9), dtype=np.uint16), np.full((3, 4), 11, dtype=np.uint16)
+    for foreign in (CodesPart(few, (3, 3)), CodesPart(large, (2, 2))):
+        with pytest.raises(ValueError, match="own image tokenizer"):
+            build_sequence([Message("user", (foreign,)), DIALOGUE[3]], tokenizer=tokenizer, config=config)
     with pytest.raises(TypeError):
         encode_segments([Segment(3)], tokenizer=tokenizer, config=config)
 
