@@ -225,7 +225,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS)):
             value = getattr(self, name)
-            if value not in (None, *known) and not isinstance(value, torch.dtype):
+            if value not in (None, *known) and not (name == "dtype" and isinstance(value, torch.dtype)):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; use one of them")
         if isinstance(self.device_map, str) and self.device_map != "auto":
             raise ValueError(f"device_map must be 'auto' or a device per module, got {self.device_map!r}; use 'auto'")

@@ -157,7 +157,10 @@ def test_number_formats_and_contexts_are_chosen_when_loading(folder: Path, monke
         assert pipeline.model.dtype == getattr(torch, dtype or "float32")
         image = pipeline.draw("a red circle", seed=1)[0]
         assert (image.tobytes() == drawn["prefix"] != drawn["current"]) or dtype in ("bfloat16", "float16")
-    for options in ({"embedding_context": "wide"}, {"quantization": "int3"}, {"device_map": "balanced"}):
+    for options in (
+        *({"quantization": wrong} for wrong in ("int3", torch.float16)),
+        *({"embedding_context": "wide"}, {"device_map": "balanced"}),
+    ):
         with pytest.raises(ValueError):
             Pipeline.load(folder, device="cpu", **options)
     monkeypatch.setattr("mllm.checkpoint.find_spec", lambda name: None)
