@@ -19,6 +19,7 @@ from mllm.cli.main import (
     positive_count,
 )
 from mllm.cli.main import MODEL as MODEL_OPTIONS
+from mllm.files import write_json
 
 MODEL_SIZES = ("bundled", "XXS", "XS", "S", "M", "L", "head-7b", "7b", "7b-8-layers", "1b")
 GROWING = ("positions", "resolution", "codebooks", "context", "batch", "images")
@@ -140,7 +141,6 @@ SUBCOMMANDS: dict[str, tuple[str, str, list[Option]]] = {
 )
 def benchmark_passes(options: Namespace) -> None:
     from mllm.benchmark.passes import as_table, count_passes
-    from mllm.files import write_json
 
     report = count_passes(load_pipeline(options), count=options.count)
     print(as_table(report))
@@ -156,7 +156,6 @@ def benchmark(what: str, options: Namespace) -> int:
     from mllm.benchmark.measure import as_table, complaints, run_benchmark
     from mllm.benchmark.work import Before
     from mllm.checkpoint import DTYPES, choose_device
-    from mllm.files import write_json
     from mllm.sampling import SamplingConfig
 
     chosen = given(options, ("sizes", "batch", "model", "quantization", "compile", "alone", "requests"))

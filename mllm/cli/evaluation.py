@@ -27,8 +27,8 @@ from mllm.cli.main import (
     positive_count,
     seed_number,
 )
-from mllm.evaluation.protocol import BENCHMARKS
-from mllm.files import counted
+from mllm.evaluation import protocol
+from mllm.files import counted, fingerprint_of, read_lines, write_json, write_text
 
 if TYPE_CHECKING:
     from mllm.engine.settings import Overrides
@@ -114,8 +114,6 @@ def evaluate_emoji(options: Namespace) -> None:
 
 
 def show(table: str, result: dict[str, Any], path: Path | None) -> None:
-    from mllm.files import write_json
-
     if path:
         write_json(path, result)
     print(table)
@@ -177,12 +175,11 @@ def evaluate_tokenizer(options: Namespace) -> None:
     if options.class_images is not None and not wants_classes:
         raise ValueError("--class-images must come with --text-vocabulary, --probe-images, or both")
 
-    from mllm.evaluation.protocol import RESULT_FILE, as_table
     from mllm.evaluation.tokenizer import SHEET, TokenizerEvaluation, measure_tokenizer
 
     names = [field.name for field in fields(TokenizerEvaluation)]
     result = measure_tokenizer(TokenizerEvaluation(**given(options, names)))
-    show(as_table(result), result, options.output / RESULT_FILE)
+    show(protocol.as_table(result), result, options.output / protocol.RESULT_FILE)
     codes = result["extra"]
     print(f"\ncodes: {codes['tokens']} tokens x {codes['codebooks']} codebooks, {codes['bits_per_image']:.0f} bits")
     print("codebook  in use %  entropy nats  perplexity")
@@ -208,9 +205,6 @@ def evaluate_tokenizer(options: Namespace) -> None:
     option("--scorer-python", type=Path, metavar="FILE", help="Python interpreter of the scorer's environment"),
 )
 def evaluate_score(options: Namespace) -> None:
-    from mllm.evaluation.protocol import RESULT_FILE, ScoreOptions, as_table, make_result
-    from mllm.files import fingerprint_of
-
     annotations: Path | None = options.annotations
     if annotations is not None and not annotations.exists():
         raise FileNotFoundError(f"--annotations must name the published files, got {annotations}, which does not exist")
@@ -227,8 +221,8 @@ def evaluate_score(options: Namespace) -> None:
 
         place = {"device": options.scorer_device, "python": options.scorer_python}
         scorer = find_scorer(options.scorer, model=options.scorer_model, **place)
-    used = ScoreOptions(folder=inputs.folder, judge=judge, scorer=scorer)
-    result = make_result(
+    used = protocol.ScoreOptions(folder=inputs.folder, judge=judge, scorer=scorer)
+    result = protocol.make_result(
         inputs.benchmark.name,
         inputs.benchmark.score(inputs.answered, annotations, used),
         run=inputs.run,
@@ -236,7 +230,7 @@ def evaluate_score(options: Namespace) -> None:
         scored=len(inputs.answered),
         files={"annotations": fingerprint_of(annotations), "questions": fingerprint_of(options.questions)},
     )
-    show(as_table(result), result, options.json or inputs.folder / RESULT_FILE)
+    show(protocol.as_table(result), result, options.json or inputs.folder / protocol.RESULT_FILE)
 
 
 @command(
@@ -265,12 +259,10 @@ def evaluate_submit(options: Namespace) -> None:
     option("--name", help="name of the model in the report (default: its fingerprint)"),
 )
 def evaluate_report(options: Namespace) -> None:
-    from mllm.evaluation.protocol import read_result
-    from mllm.evaluation.report import make_report, model_of
-    from mllm.files import write_text
+    from mllm.evaluation.report import make_report
 
-    results = [(str(path), read_result(path)) for path in options.results]
-    models = {model_of(result) for _, result in results}
+    results = [(str(path), protocol.read_result(path)) for path in options.results]
+    models = {protocol.model_of(result) for _, result in results}
     if options.name and len(models) > 1:
         raise ValueError(f"--name must be left out for several models, got {', '.join(sorted(models))}")
     text = make_report(results, names={model: options.name for model in models} if options.name else {})
@@ -282,9 +274,7 @@ def evaluate_report(options: Namespace) -> None:
 
 def run_benchmark(name: str, options: Namespace) -> None:
     """Answer all questions, or those that are left; torchrun and accelerate launch share them among processes."""
-    from mllm.evaluation.protocol import find_benchmark
-
-    benchmark = find_benchmark(name)
+    benchmark = protocol.find_benchmark(name)
     draws = benchmark.mode == "image"
     unfit = ("max_new_tokens",) if draws else ("guidance", "resamples")
     if wrong := [*given(options, unfit), *(["best_of"] if options.best_of > 1 and not draws else [])]:
@@ -343,8 +333,8 @@ def place_on_device(options: Namespace) -> None:
 
 
 class Answers(NamedTuple):
-    benchmark: Any
-    answered: list[Any]
+    benchmark: protocol.Benchmark
+    answered: list[protocol.AnsweredItem]
     num_items: int  # in the question file
     run: dict[str, Any] | None  # run.json; None for an answers file from elsewhere
     folder: Path  # where files go
@@ -352,9 +342,7 @@ class Answers(NamedTuple):
 
 def read_answers(options: Namespace) -> Answers:
     """Find the answers of a run or of a file and match them with their questions."""
-    from mllm.evaluation.protocol import find_benchmark, match_answers
     from mllm.evaluation.run import RunFolder
-    from mllm.files import fingerprint_of, read_lines
 
     path: Path = options.answers
     if not path.exists():
@@ -364,7 +352,7 @@ def read_answers(options: Namespace) -> Answers:
         raise ValueError(f"--benchmark must say what {path} answers, got none")
     if run is not None and options.benchmark not in (None, run["benchmark"]):
         raise ValueError(f"--benchmark must be {run['benchmark']} for this run, got {options.benchmark}; leave it out")
-    benchmark = find_benchmark(run["benchmark"] if run is not None else options.benchmark)
+    benchmark = protocol.find_benchmark(run["benchmark"] if run is not None else options.benchmark)
     items = benchmark.read_items(options.questions, None)
     if run is not None and (found := fingerprint_of(options.questions)) != run["questions"]["fingerprint"]:
         raise ValueError(
@@ -373,11 +361,11 @@ def read_answers(options: Namespace) -> Answers:
         )
     asked = items[: run["items"]] if run else items
     lines = read_lines(path) if run is None else RunFolder(path).read_answers(asked, partial=options.partial)
-    answered = match_answers(benchmark, asked, lines, answers=path, partial=options.partial)
+    answered = protocol.match_answers(benchmark, asked, lines, answers=path, partial=options.partial)
     return Answers(benchmark, answered, len(items), run, path if path.is_dir() else path.parent)
 
 
-for name, (place, questions) in BENCHMARKS.items():
+for name, (place, questions) in protocol.BENCHMARKS.items():
     file_name = questions if "." in questions else "questions"
     shown = "" if place.startswith("text_to_image:") else "--images images "
     command(

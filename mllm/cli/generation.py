@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 DECLINED = 3  # exit status where the model says that it cannot draw what is asked for
 FORCE = option("--force", action="store_true", help="draw even if the model says that it cannot")
-AT_ONCE = (32, 8)  # images drawn together before they are written: on an accelerator, on a CPU
+AT_ONCE, AT_ONCE_ON_CPU = 32, 8
+"""Images drawn together before they are written."""
 
 
 def show(event: Event) -> None:
@@ -89,7 +90,8 @@ def draw(options: Namespace) -> int | None:
     from mllm.processor import save_image
 
     pipeline = load_pipeline(options)
-    at_once = max(1, AT_ONCE[pipeline.model.device.type == "cpu"] // options.best_of)
+    most = AT_ONCE_ON_CPU if pipeline.model.device.type == "cpu" else AT_ONCE
+    at_once = max(1, most // options.best_of)
     settings = {"on_event": show, **given(options, SAMPLING_OPTIONS)}
     seed = secrets.randbelow(NUM_RANDOM_SEEDS) if options.seed is None else options.seed
     if options.class_index is not None:

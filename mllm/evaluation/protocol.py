@@ -268,10 +268,13 @@ def completeness(result: Mapping[str, Any]) -> str:
     return f"all {expected} items" if result["is_complete"] else f"PARTIAL: {scored} of {expected} items"
 
 
-def as_table(result: Mapping[str, Any]) -> str:
+def model_of(result: Mapping[str, Any]) -> str:
     model = result["model"]
-    name = model["fingerprint"] if isinstance(model, dict) else model
-    lines = [f"{result['protocol']}, {completeness(result)}, model {name}"]
+    return model["fingerprint"] if isinstance(model, Mapping) else str(model)
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['protocol']}, {completeness(result)}, model {model_of(result)}"]
     if result["judge"] is not None:
         lines.append("judge: " + ", ".join(f"{key} {value}" for key, value in result["judge"].items()))
     lines += ["", f"{'score':<36} value (95 % interval, items)"]

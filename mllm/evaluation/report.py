@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mllm.evaluation.protocol import completeness
+from mllm.evaluation.protocol import completeness, model_of
 
 SOURCE = "README of UniTok (arXiv 2502.20321)"
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -97,11 +97,6 @@ def group_by_model(results: Sequence[tuple[str, Result]], names: Mapping[str, st
             )
         groups[model][benchmark] = result
     return [ModelResults(names.get(model, f"ours, {model}"), found) for model, found in groups.items()]
-
-
-def model_of(result: Result) -> str:
-    model = result["model"]
-    return model["fingerprint"] if isinstance(model, Mapping) else str(model)
 
 
 def as_markdown(table: Table, models: Sequence[ModelResults], footnotes: Footnotes) -> str:

@@ -247,7 +247,8 @@ def check_answer(expect: Expectation, given: Sequence[str | ParsedScene], before
         if expect.text.any_of and not any(says(text, words) for words in expect.text.any_of):
             wrong.append(f"the words hold none of {', '.join(expect.text.any_of)}")
         wrong += [f"the words hold {words!r}" for words in expect.text.none_of if says(text, words)]
-        wrong += ["there are no words"] * (not text)
+        if not text:
+            wrong.append("there are no words")
     return wrong
 
 

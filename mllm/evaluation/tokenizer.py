@@ -230,7 +230,7 @@ def score_reconstruction(
     """
     values: dict[str, list[float]] = defaultdict(list)
     shown: list[tuple[Tensor, Tensor]] = []
-    counts_KC, num_positions, output = torch.zeros(()), 0, wanted.output
+    counts_KC, num_positions, output = torch.zeros((), dtype=torch.int64), 0, wanted.output
     output.mkdir(parents=True, exist_ok=True)
     for name in (REFERENCE, RECONSTRUCTION) if wanted.fid else ():  # FID is over a complete folder
         for path in (output / name).glob("[0-9]" * 6 + ".png"):
