@@ -74,8 +74,9 @@ class TokenizerTrainer:
         self.source = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
         optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
-        schedule = {"warmup": recipe.warmup_steps, "steps": recipe.steps, "final": recipe.final_learning_rate}
-        self.scheduler = LambdaLR(optimizer, partial(learning_rate_share, **schedule))
+        warmup, final = recipe.warmup_steps, recipe.final_learning_rate
+        shares = partial(learning_rate_share, warmup=warmup, steps=recipe.steps, final=final)
+        self.scheduler = LambdaLR(optimizer, shares)
         self.unwrapped = model  # accelerate's unwrap_model would import DeepSpeed
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = AveragedModel(self.unwrapped, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
@@ -154,8 +155,8 @@ class TokenizerTrainer:
             return {}
         with torch.no_grad():
             values: Values = {name: mean_over_ranks(part.detach().float()).item() for name, part in parts.items()}
-        values |= {"gradient_norm": norm.item(), "learning_rate": self.scheduler.get_last_lr()[0], "revived": revived}
-        return values | self._measure(pixels_B3HW)
+        values |= {"gradient_norm": norm.item(), "learning_rate": float(self.scheduler.get_last_lr()[0])}
+        return values | {"revived": revived} | self._measure(pixels_B3HW)
 
     def _losses(self, output: UniTokOutput, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """The weighted parts of the tokenizer's loss, by name; their sum is trained on."""

@@ -90,6 +90,15 @@ def test_a_diverged_run_ends_before_it_is_saved(tmp_path: Path, part: str) -> No
     assert saved == ["checkpoint-1", "checkpoint-2", "checkpoint-3"] and not (recipe.output / "final").exists()
 
 
+def test_what_takes_long_to_import_and_is_not_used_is_not_imported(tmp_path: Path) -> None:
+    recipe = TokenizerRecipe(output=tmp_path, **{**PLAIN, "steps": 1})
+    script = (
+        "import sys; from train.run import main; main(sys.argv[1:])\n"
+        "assert not (found := {'peft', 'bitsandbytes', 'deepspeed'} & set(sys.modules)), found"
+    )
+    run_program(sys.executable, "-c", script, write_recipe(recipe, tmp_path / "recipe.yaml"))
+
+
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> None:
     # Entries of the codebooks begin apart and are revived once, before the last step: equal ones would be told apart by
