@@ -55,17 +55,17 @@ def shard_from_environment() -> tuple[int, int]:
 
 class RunFolder:
     def __init__(self, folder: Path) -> None:
-        self.folder, self.answers_file = folder, folder / ANSWERS_FILE
+        self.folder, self.run_file, self.answers_file = folder, folder / RUN_FILE, folder / ANSWERS_FILE
 
     def open(self, description: Mapping[str, Any]) -> None:
         """Write what is run, or check that the folder was made for it."""
-        wanted, path = as_stored(description), self.folder / RUN_FILE
+        wanted = as_stored(description)
         has_answers = any(self.folder.glob(f"{PARTS}/*.jsonl"))  # read before run.json, which another process may write
-        if not path.is_file():
+        if not self.run_file.is_file():
             if has_answers:
                 raise ValueError(f"{self.folder} contains answers but no {RUN_FILE}; choose an empty output folder")
-            write_json(path, wanted)
-        found = read_json(path)
+            write_json(self.run_file, wanted)
+        found = read_json(self.run_file)
         if name := first_difference(found, wanted):
             there, here = (json.dumps(each.get(name)) for each in (found, wanted))
             raise ValueError(
@@ -73,14 +73,13 @@ class RunFolder:
             )
 
     def is_of_another(self, description: Mapping[str, Any]) -> bool:
-        path = self.folder / RUN_FILE
-        return path.is_file() and first_difference(read_json(path), as_stored(description)) is not None
+        wanted = as_stored(description)
+        return self.run_file.is_file() and first_difference(read_json(self.run_file), wanted) is not None
 
     def describe(self) -> dict[str, Any]:
-        path = self.folder / RUN_FILE
-        if not path.is_file():
+        if not self.run_file.is_file():
             raise FileNotFoundError(f"{self.folder} must be --output of mllm evaluate, got no {RUN_FILE} in it")
-        return read_json(path)
+        return read_json(self.run_file)
 
     def part_file(self, rank: int) -> Path:
         return self.folder / PARTS / f"{rank:05d}.jsonl"
