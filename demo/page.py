@@ -153,7 +153,7 @@ def connect(
     stop = box.stop(None, None, None, cancels=running)
     stop.then(lambda history: (ready(), stopped(history), False), chatbot, outputs, **quiet)
 
-    def begin(name: str, history: list[Entry]) -> tuple[Any, Any, bool]:
+    def begin(name: str, history: list[Any]) -> tuple[Any, Any, bool]:
         return ready(), gr.Chatbot(history, **welcome(models[name])), False
 
     def change(name: str, history: list[Entry], left: str, kept: dict[str, list[Entry]]) -> tuple[Any, ...]:
