@@ -146,6 +146,13 @@ def test_work_may_measure_itself() -> None:
     assert 0 < WORK["start"](words=["-m", "mllm", "--version"])() < 60
 
 
+def test_the_floor_is_the_slower_of_memory_and_arithmetic_and_the_machine_has_rates() -> None:
+    roofline = measure.Roofline(read_bytes_per_second=10.0, flops_per_second=4.0)
+    assert roofline.floor(measure.Cost(15, 5, 4)) == 2.0 and roofline.floor(measure.Cost(15, 5, 4).times(2)) == 4.0
+    assert roofline.floor(measure.Cost(20, 0, 40)) == 10.0
+    assert min(measure.measure_roofline(CPU, torch.float32, num_bytes=2**20)) > 1e6 and measure.peak_memory(CPU) > 2**20
+
+
 def test_costs_are_those_of_the_released_model() -> None:
     """Section by section as the roofline of the released system has it: 12.95 GB of backbone, 8 x 1.248 GB of head."""
     with torch.device("meta"):

@@ -8,7 +8,7 @@ import pytest
 
 from mllm.evaluation.requests import Expectation, RequestItem, check_answer, read_value
 from mllm.world.checker import ParsedScene
-from mllm.world.grammar import Speaker
+from mllm.world.grammar import Speaker, Typing, alternatives, expand, tidy
 from mllm.world.language import UnsayableError, phrases
 from mllm.world.people import CHANGE_FORMS, DRAWING_FORMS, KINDS, as_item, draw_turn, kept, make_people
 from mllm.world.plan import ScenePlanner
@@ -84,6 +84,20 @@ def test_wordy_people_mean_the_same() -> None:
         assert not speaker.briefly().is_wordy and speaker.is_wordy
         lengths.append(len(text.split()))
     assert sum(length > 20 for length in lengths) > 100, "most of them need many words"
+
+
+def test_rules_expand_by_weight_and_typing_keeps_what_is_meant() -> None:
+    rng, rule = Random(0), alternatives("[a*3|b ][{x}|<red>] {y}")
+    found = {expand(rule, rng, {"x": "1", "y": "2"}) for _ in range(200)}
+    assert found == {"a1 2", "ared 2", "b 1 2", "b red 2"}
+    counts = [expand(alternatives("[yes*9|no]"), rng, {}) for _ in range(1000)]
+    assert 850 < counts.count("yes") < 950
+    assert tidy("a  orange , circle ,") == "an orange, circle"
+    careful = Typing("sentence", marks=True, apostrophes=True, typos=0.0, fillers=0.0)
+    assert careful("i want a circle", rng) in ("I want a circle.", "I want a circle!")
+    hasty = Typing("lower", marks=False, apostrophes=False, typos=1.0, fillers=0.0)
+    typed = {hasty("it's a triangle", Random(seed)) for seed in range(50)}
+    assert len(typed) > 10 and all("'" not in text and " " in text for text in typed), "two words become one at most"
 
 
 def test_conversations_are_the_same_in_every_process() -> None:
