@@ -9,7 +9,7 @@ tokenizer=mllm/assets/tiny/image_tokenizer words=mllm/assets/tiny/tokenizer.mode
 prepare() { python -m mllm prepare "${@:2}" --out "$out/$1" --image-tokenizer "$tokenizer" --shard-size 8; }
 
 # Raw data: JPEG folders, tars, chats, interleaved documents and text, made from the synthetic world.
-[ -d "$out/raw" ] || python -m scripts.make_samples "$out/raw" --count 8 --size 256
+[ -d "$out/raw" ] || python -m train.data.make_samples "$out/raw" --count 8 --size 256
 prepare captions "$out/raw/captions" "$out/raw/folder"
 prepare documents "$out/raw/obelics" "$out/raw/text"
 prepare dialogues "$out/raw/chat"

@@ -29,7 +29,7 @@ from mllm.cli.training import FORMATS
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer
-from scripts.make_samples import main as make_samples
+from train.data.make_samples import main as make_samples
 from tests.forked_python import forked_python
 from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses, run_program, serving

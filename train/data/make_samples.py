@@ -6,7 +6,7 @@
     obelics/                interleaved documents
     text/text.jsonl.zst     plain text
 
-Run as `python -m scripts.make_samples OUT [--count N --size PIXELS --seed S]`. The same arguments write the same
+Run as `python -m train.data.make_samples OUT [--count N --size PIXELS --seed S]`. The same arguments write the same
 records.
 """
 
@@ -32,9 +32,9 @@ NUM_TARS = 2
 
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(
-        "python -m scripts.make_samples",
+        "python -m train.data.make_samples",
         description="Write small data sets of every format, to try `mllm prepare` on.",
-        example="python -m scripts.make_samples runs/raw --count 60",
+        example="python -m train.data.make_samples runs/raw --count 60",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--count", type=positive_count, default=40, metavar="N", help="records of each format (40)")
