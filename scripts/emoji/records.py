@@ -294,7 +294,7 @@ class RecordWriter:
             turns = [said(*rng.choice(HELLO))] if rng.random() < 0.3 else []
             if rng.random() < 0.1:
                 turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
-            cell, num_images = first, rng.randint(1, MAX_IMAGES_OF_TALK)
+            cell, num_images = first, rng.randint(0, MAX_IMAGES_OF_TALK)
             while num_images:
                 turns.append(self._drawing(cell, rng))
                 num_images -= 1
@@ -309,8 +309,8 @@ class RecordWriter:
                 if rng.random() < 0.2:
                     turns.append(said(*rng.choice(THANKS)))
                 cell = rng.choice(self.training)
-            if rng.random() < 0.1:
-                turns.append(said(*rng.choice(BYE)))
+            if not turns or rng.random() < 0.1:
+                turns.append(said(*rng.choice(BYE if turns else (*THANKS, *BYE))))
             yield turns
 
     def unknowns(self, names: list[str]) -> Iterator[list[Turn]]:
@@ -324,8 +324,9 @@ class RecordWriter:
             yield [self._refusal(name, Random(f"unknown/{self.seed}/{number}"))]
 
     def _refusal(self, name: str, rng: Random) -> Turn:
-        what = with_article(name)
-        asked = rng.choice(IN_STYLE).format(what, rng.choice(self.styles)) if rng.random() < 0.7 else what
+        asked = what = with_article(name) if rng.random() < 0.6 else name  # as often as in what can be drawn
+        if rng.random() < 0.7:
+            asked = rng.choice(IN_STYLE).format(what, rng.choice(self.styles))
         return [rng.choice(DRAW).format(asked)], [rng.choice(CANNOT_DRAW).format(what)]
 
 
