@@ -29,13 +29,13 @@ from mllm.cli.training import FORMATS
 from mllm.config import MLLMConfig
 from mllm.sequence import trained_grids
 from mllm.vocabulary import load_text_tokenizer
-from train.data.make_samples import main as make_samples
 from tests.forked_python import forked_python
 from tests.train.conftest import SMALL as SMALL_TOKENIZER
 from tests.train.launching import ROOT, environment, free_port, losses, run_program, serving
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train.data.formats import LAYOUTS
+from train.data.make_samples import main as make_samples
 from train.recipe import RECIPES, MLLMData, MLLMRecipe, TextTokenizerRecipe, TokenizerRecipe, read_yaml, resolve
 
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

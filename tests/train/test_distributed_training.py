@@ -10,8 +10,8 @@ import torch
 
 from mllm.cli.main import main as toolkit
 from mllm.world.scene import CLASSES
-from train.data.make_samples import main as make_samples
 from tests.train.launching import ROOT, changed, command, kill_at, launch, losses, same, weights, write_recipe
+from train.data.make_samples import main as make_samples
 from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, ShardSource
 from train.trainer import train_mllm
 
