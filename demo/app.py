@@ -49,7 +49,7 @@ EMOJI = Welcome(
     "This small model knows about 1,300 emoji in two styles, flat and gradient.",
     [
         example("A penguin, flat", "Draw a penguin, flat style."),
-        example("A lion, gradient", "Draw a lion, gradient style."),
+        example("A fox, gradient", "Draw a fox, gradient style."),
         example("What is this?", "What is this?", HONEYBEE),
         example("Which style is it in?", "Which style is this?", HONEYBEE),
         example("Make the skin dark", "Make the skin dark.", ASTRONAUT),
