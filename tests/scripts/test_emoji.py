@@ -6,6 +6,7 @@ import tarfile
 from collections import Counter, defaultdict
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import get_args
 
 import numpy as np
@@ -183,6 +184,11 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     assert not images("unknown", "assistant")
     refused = " ".join(text for record in records["unknown"] for text in items_of(record, "text"))
     assert "logical and" in refused and "a walnut tree" in refused and "object003" not in refused
+    answers = [items_of(record, "text", "assistant")[0] for record in records["unknown"]]
+    declined = [answer.split(" draw ")[-1].split(" know ")[-1] for answer in answers if "what this is" not in answer]
+    assert 0.3 < mean(name.startswith(("a ", "an ")) for name in declined) < 0.9, "no article gives a refusal away"
+    talked = {len(items_of(record, "image", "assistant")) for record in records["talk"]}
+    assert talked == set(range(6)), "small talk alone, and up to five images"
 
 
 def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str, list[dict]]) -> None:
