@@ -184,8 +184,9 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     assert not images("unknown", "assistant")
     refused = " ".join(text for record in records["unknown"] for text in items_of(record, "text"))
     assert "logical and" in refused and "a walnut tree" in refused and "object003" not in refused
-    answers = [items_of(record, "text", "assistant")[0] for record in records["unknown"]]
-    declined = [answer.split(" draw ")[-1].split(" know ")[-1] for answer in answers if "what this is" not in answer]
+    asked_for = [record for record in records["unknown"] if not items_of(record, "image")]
+    answers = [items_of(record, "text", "assistant")[0] for record in asked_for]
+    declined = [answer.split(" draw ")[-1].split(" know ")[-1] for answer in answers]
     assert 0.3 < mean(name.startswith(("a ", "an ")) for name in declined) < 0.9, "no article gives a refusal away"
     talked = {len(items_of(record, "image", "assistant")) for record in records["talk"]}
     assert talked == set(range(6)), "small talk alone, and up to five images"
