@@ -36,6 +36,15 @@ NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
 ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
+MARKS_SAID = {
+    ",": ("comma",),
+    ".": ("period", "full stop", "dot"),
+    "?": ("question mark",),
+    "!": ("exclamation mark",),
+    ":": ("colon",),
+}
+"""What a machine writes down of punctuation that is dictated."""
+MARK = re.compile(r"[,.?!:](?=\s|$)")
 T = TypeVar("T")
 
 
@@ -111,6 +120,7 @@ class Typing:
     fillers: float  # how often a sentence begins with one
     articles: float = 0.0  # share of the articles that are left out
     pauses: float = 0.0  # share of the phrases before which there is an "um"
+    says_marks: bool = False  # "red circle comma blue square period"
 
     @classmethod
     def of(cls, rng: Random) -> Typing:
@@ -124,6 +134,7 @@ class Typing:
             fillers=pick({0.03: 70, 0.25: 30}, rng),
             articles=pick({0.0: 90, 0.4: 5, 1.0: 5}, rng),
             pauses=pick({0.0: 94, 0.15: 4, 0.4: 2}, rng),
+            says_marks=rng.random() < 0.02,
         )
 
     def __call__(self, text: str, rng: Random) -> str:
@@ -156,6 +167,8 @@ class Typing:
             text = re.sub(r"[,.?!](?=\s|$)", "", text)
         elif self.marks and text[-1:] not in ".!?":
             text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!"))
+        if self.says_marks:
+            text = MARK.sub(lambda found: f" {rng.choice(MARKS_SAID[found[0]])}", text)
         return text + rng.choice((" :)", " \U0001f60a", " lol", "!!", " \u2764")) if rng.random() < 0.012 else text
 
     def _pause(self, rng: Random) -> str:

@@ -583,6 +583,17 @@ def between(speaker: Speaker, split: Split) -> Drawn:
     return Drawn(speaker.say("between", x=middle, e=ends), scene, drawn(scene, filters))
 
 
+def beside(speaker: Speaker, split: Split) -> Drawn:
+    """Two objects side by side, whichever is on which side: "a star next to a heart"."""
+    rng = speaker.rng
+    kinds = random_kinds(rng, 2)
+    filters = random_filters(speaker, kinds)
+    need(len(set(filters)) == 2)
+    a, b = (speaker.some(item) for item in filters)
+    scene = scene_of(rng.sample(kinds, 2), rng, layout="row")
+    return Drawn(speaker.say("beside", a=a, b=b), scene, drawn(scene, filters))
+
+
 def put_in_places(speaker: Speaker, split: Split) -> Drawn:
     """Each object in a place of its own: "a star top left and a heart in the bottom right corner"."""
     scene, order, filters = some_scene(speaker, split, (2, 2, 3, 3, 4))
@@ -641,6 +652,7 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
 DRAWING_FORMS = {
     list_objects: 32,
     between: 7,
+    beside: 6,
     put_in_places: 8,
     relate: 24,
     chain: 9,
@@ -908,10 +920,14 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
     places = [place for place in stated_places(new) if None not in PLACES[place]]
     if anchors and form < 0.55:
         side, anchor = rng.choice(anchors)
-        relation = (said, side, Filter.of(anchor))
         is_it = len(scene.objects) == 1 and speaker.maybe(0.5)
-        it = side.replace(" of", "of") + " it"
-        slots["w"] = speaker.say(it) if is_it else f"{speaker.say(side)} {speaker.refer(scene, anchor)}"
+        name = "it" if is_it else speaker.refer(scene, anchor)
+        if side in ("left of", "right of") and speaker.maybe(0.35):
+            slots["w"] = speaker.say("next to one", t=name)
+        else:
+            relation = (said, side, Filter.of(anchor))
+            it = side.replace(" of", "of") + " it"
+            slots["w"] = speaker.say(it) if is_it else f"{speaker.say(side)} {name}"
     elif places and form < 0.75:
         slots["w"] = speaker.say(places[0])
     text = order_change(speaker, "add" if slots["w"] else "add anywhere", **slots)
@@ -1123,6 +1139,8 @@ def ask_related(speaker: Speaker, scene: Scene) -> Asked:
     """Is it above? What is above it? Above or below?"""
     a, b = two_of(speaker, scene)
     relation, name = need(main_relation(a, b)), speaker.refer(scene, b)
+    if len(scene.objects) == 2 and speaker.maybe(0.1):
+        return speaker.say("what is next to", w=speaker.say("next to one", t=name)), a.shape
     match speaker.pick({"is": 7, "which": 7, "either": 8}):
         case "is":
             asked = relation if speaker.maybe(0.5) else OPPOSITE[relation]
