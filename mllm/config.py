@@ -7,13 +7,12 @@ files.
 Letters: N image positions per image, K codebooks, C codes per codebook, D hidden width.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_origin
 
+from huggingface_hub.dataclasses import type_validator
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 CHOICES = {
@@ -236,6 +235,7 @@ class MLLMConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}; use one")
+        self.check_types()
         for name in ("num_codebooks", "codebook_size", "code_width", "embedder_width", "embedder_heads", "head_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}; use 1 or more")
@@ -243,6 +243,11 @@ class MLLMConfig(PreTrainedConfig):
             whole, part = getattr(self, divided), getattr(self, divisor)
             if whole < part or whole % part:
                 raise ValueError(f"{divided} must be a multiple of {divisor}, got {whole} and {part}; change one")
+        if self.head_type == "depth_transformer" and self.hidden_size % (2 * (self.head_num_heads or 1)):
+            raise ValueError(
+                f"head_num_heads must divide hidden_size ({self.hidden_size}) into even widths, got "
+                f"{self.head_num_heads}; choose another number"
+            )
         if self.image_layout == "grid" and self.image_position_embedding and not self.max_grid_side:
             raise ValueError(
                 "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
@@ -265,6 +270,17 @@ class MLLMConfig(PreTrainedConfig):
                 f"{self.embedding_context!r}, got {drawing[0]!r}; leave it out, or choose others"
             )
         self.check_sizes()
+
+    def check_types(self) -> None:
+        """Refuse values that are not what the annotations above say; an integer may stand for a float."""
+        for name, hint in MLLMConfig.__annotations__.items():
+            value = getattr(self, name)
+            try:
+                if get_origin(hint) is not ClassVar and not (hint is float and type(value) is int):
+                    type_validator(name, value, hint)
+            except TypeError:
+                kind = hint.__name__ if isinstance(hint, type) else str(hint).replace(" | ", " or ")
+                raise ValueError(f"{name} must be {kind}, got {value!r}; correct it") from None
 
     def check_sizes(self) -> None:
         longest = self.max_grid_side * self.patch_size if self.image_layout == "grid" and self.max_grid_side else None

@@ -16,7 +16,8 @@ def test_a_config_that_cannot_be_built_is_refused() -> None:
         *({"head_type": "rnn"}, {"prompt_style": "latin"}, {"image_layout": "spiral"}, {"embedding_context": "none"}),
         *({"image_size": 100}, {"num_codebooks": 0}, {"embedder_heads": 3}, {"num_classes": 3}),
         *({"begin_plan_id": 3, "prompt_style": "unitok"}, {"planner": "os.system"}),
-        {"image_position_embedding": True, "image_layout": "grid"},
+        *({"num_codebooks": "8"}, {"tasks": "draw"}, {"image_guidance": "high"}, {"sizes": [256, 256]}, {"planner": 3}),
+        *({"head_num_heads": 7}, {"image_position_embedding": True, "image_layout": "grid"}),
         *({**GRID, "sizes": [[128, 128], size]} for size in ([150, 128], [0, 128], [176, 128], [128], [128] * 3)),
         {**square, "sizes": [[128, 128], [128, 96]]},
     ):
@@ -24,6 +25,7 @@ def test_a_config_that_cannot_be_built_is_refused() -> None:
             MLLMConfig(**fields)
     assert MLLMConfig(**GRID, sizes=[[128, 128], [160, 32]]).sizes == [[128, 128], [160, 32]]
     assert MLLMConfig(**square, sizes=[[128, 128]]).sizes == [[128, 128]]
+    assert MLLMConfig(image_guidance=3, z_loss_weight=0, head_num_heads=16).image_guidance == 3, "3 is a float in JSON"
 
 
 def test_configs_of_earlier_versions_are_read_and_written_under_present_names() -> None:
