@@ -4,11 +4,13 @@
 """
 
 import importlib
+import textwrap
 from argparse import Namespace
+from itertools import takewhile
 from pathlib import Path
 
 from mllm.cli.main import MODEL, command, image_size, option, port_number, positive_count, seed_number
-from mllm.files import require_new, whole_folder
+from mllm.files import read_text, require_new, whole_folder
 
 FORMATS = tuple("codes llava chat mmc4 cauldron obelics edit vqa captions classes instruct text".split())
 """The names in train/data/formats.py; written out, so that help imports nothing of `train`."""
@@ -79,17 +81,26 @@ def merge(options: Namespace) -> None:
 TRAIN_HELP = """usage: mllm train RECIPE [--key value ...]
 
 Run the training that a recipe describes. If its output folder contains a checkpoint, training resumes from the latest
-one. RECIPE is a YAML file or the name of a recipe of the toolkit: {recipes}.
+one. RECIPE is a YAML file or the name of a recipe of the toolkit:
+
+{recipes}
 
 Every key of the recipe can be set with --key value.
 
 example: mllm train tiny_tokenizer --output runs/tokenizer --steps 200"""
 
 
+def summary(recipe: Path) -> str:
+    """The name of a recipe, and the first sentence of the comment at its head."""
+    comment = takewhile(lambda line: line.startswith("# "), read_text(recipe).splitlines())
+    sentence = " ".join(line[2:] for line in comment).split(". ")[0].rstrip(".")
+    return textwrap.fill(f"{recipe.stem:<27}{sentence}", 118, initial_indent="  ", subsequent_indent=" " * 29)
+
+
 def train(words: list[str]) -> int:
     """`mllm train`: its options are the keys of the recipe, so the words go on unparsed."""
     if words[:1] in (["-h"], ["--help"]):
         recipes = (Path(__file__).parents[2] / "train" / "recipes").glob("*.yaml")
-        print(TRAIN_HELP.format(recipes=", ".join(sorted(path.stem for path in recipes))))
+        print(TRAIN_HELP.format(recipes="\n".join(map(summary, sorted(recipes)))))
         return 0
     return importlib.import_module("train.run").main(words)
