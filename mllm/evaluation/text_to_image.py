@@ -231,7 +231,9 @@ class GenEval(ImageBenchmark):
             if name not in unscored:
                 raise ValueError(f"{line.where} must be about an image of this run that is not scored yet, got {name}")
             unscored.remove(name)
-            results[need_field(line, "tag")].append(float(bool(need_field(line, "correct"))))
+            if (task := need_field(line, "tag")) not in self.tasks:
+                raise ValueError(f"{line.where} must have a tag of {', '.join(self.tasks)}, got {task!r}; correct it")
+            results[task].append(float(bool(need_field(line, "correct"))))
         if unscored:
             raise ValueError(
                 f"{annotations} must have results of all {len(answered)} images, got {len(answered) - len(unscored)} "

@@ -211,7 +211,11 @@ def test_geneval(tmp_path: Path) -> None:
     assert scores.protocol == "geneval@official-detector-custom-8"
     values = {name: score.value for name, score in scores.scores.items()}
     assert values == {"overall": 62.5, "single_object": 100.0, "counting": 25.0}
-    for wrong, message in ((records[1:], "got 7"), ([records[0], *records], r"results\.jsonl, line 2")):
+    mistagged = [{**records[0], "tag": "shape"}, *records[1:]]
+    for wrong, message in (
+        *((records[1:], "got 7"), ([records[0], *records], r"results\.jsonl, line 2")),
+        (mistagged, "line 1 must have a tag of single_object.*, got 'shape'"),
+    ):
         with pytest.raises(ValueError, match=message):
             run.score(write_jsonl(tmp_path / "results.jsonl", wrong))
 
