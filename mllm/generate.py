@@ -254,7 +254,11 @@ def generate_images(
         streamer.put(input_ids.cpu())
     if any(request.resamples for request in requests) and model.config.planner is not None:
         processor = given.get("processor") or read_processor(model.config.name_or_path, model.device)
-        results = Pipeline(model, processor).run(requests, show if streamer else None)
+        was_training = model.training
+        try:
+            results = Pipeline(model, processor).run(requests, show if streamer else None)
+        finally:
+            model.train(was_training)  # a pipeline keeps its model in evaluation mode
     else:
         results = Engine(model).generate(requests, on_event=show)
     if streamer is not None:
