@@ -116,10 +116,10 @@ def find_model_folder(name: str | Path | None) -> Path:
                 f"the bundled model {str(name)!r} must be in {folder}, which is not there; install a release that has "
                 f"it, or build it with scripts/build_{name}_model.sh"
             )
-    if not folder.exists() and HUB_ID.fullmatch(str(name)):
+    if not os.path.exists(folder) and HUB_ID.fullmatch(str(name)):  # unlike Path's, False for names that are too long
         folder = fetch_from_hub(str(name))
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "is not there"
+    if not os.path.isdir(folder):
+        what = "is no folder" if os.path.exists(folder) else "is not there"
         raise FileNotFoundError(f"model must be a folder or a hub id, got {folder}, which {what}; check the path")
     if not (folder / CONFIG_FILE).is_file():
         is_adapter = (folder / "adapter_config.json").is_file()
