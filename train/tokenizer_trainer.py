@@ -70,7 +70,7 @@ class TokenizerTrainer:
         for name, side in (("shards.window", recipe.shards.window), ("world_crop", recipe.world_crop)):
             if side is not None and side % patch:
                 raise ValueError(f"{name} must be a multiple of the patch size {patch}, got {side}; change it")
-        self.evaluation = TokenizerEvaluation(recipe.evaluation, size, batch_size=batch_size, captions=captions)
+        self.evaluation = TokenizerValidation(recipe.evaluation, size, batch_size=batch_size, captions=captions)
         self.source = build_source(recipe, image_size=size, captions=captions, state=self.accelerator.state)
         rates: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
         optimizer = torch.optim.AdamW(decay_groups(model, recipe.weight_decay), fused=True, **rates)
@@ -230,7 +230,7 @@ class TokenizerTrainer:
             logger.info("resumed from %s", newest)
 
 
-class TokenizerEvaluation:
+class TokenizerValidation:
     """What is measured in training: sheets of reconstructions, zero-shot accuracy, rFID at the end. Files are checked
     when it is built, so that nothing is missing after days of training. The images of a folder are shared out over the
     processes."""

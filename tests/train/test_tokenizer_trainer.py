@@ -32,7 +32,7 @@ from train.recipe import (
     read_yaml,
     resolve,
 )
-from train.tokenizer_trainer import TokenizerEvaluation, TokenizerTrainer, with_new_decoder
+from train.tokenizer_trainer import TokenizerTrainer, TokenizerValidation, with_new_decoder
 
 PLAIN: dict[str, Any] = {
     **{"architecture": SMALL, "steps": 4, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 1, "num_workers": 0},
@@ -225,7 +225,7 @@ def test_zero_shot_accuracy_equals_a_loop_over_images(tmp_path: Path) -> None:
     assert templates == ("a {}.", "the {} here.", "the {} there.") and len(set(read_templates(CLIP_TEMPLATES))) == 80
     captions = load_captions(write_merges(tmp_path / "merges.txt.gz"), vocab_size=517, context=12)
     recipe = EvaluationRecipe(imagenet_val=tmp_path / "val", classes=tmp_path / "classes.json", templates=path)
-    measured = TokenizerEvaluation(recipe, 32, batch_size=2, captions=captions)
+    measured = TokenizerValidation(recipe, 32, batch_size=2, captions=captions)
     classes_ND = class_vectors(model, captions, list(names.values()), templates)
     ranks, prepare = [], ImageProcessor(height=32, width=32, preparation="zero_shot")
     for label, name in enumerate(names):
