@@ -37,9 +37,9 @@ DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 4
 TALKS_PER_CELL = 2
 MAX_IMAGES_OF_TALK = 5
-AUGMENTED_CHANGES_PER_CELL = 3
-AUGMENTED_DIALOGUES_PER_CELL = 1
-LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 96), range(96, 128)
+AUGMENTED_CHANGES_PER_CELL = 8
+AUGMENTED_DIALOGUES_PER_CELL = 2
+LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 128), range(128, 192)
 """Numbers of augmentations: shifted and lit, shifted and perhaps mirrored, the same with colors exchanged."""
 QUESTIONS_PER_DIALOGUE = 4
 KEYWORD_COMBINATIONS = 40
@@ -86,7 +86,7 @@ def make_records(cells: list[Cell], *, other_names: list[str], seed: int = 0) ->
     Args:
         other_names: things to be asked for and refused, where no style has an image of them.
     """
-    writer = RecordWriter(cells, seed=seed)
+    writer = RecordWriter(cells, other_names=other_names, seed=seed)
     makers: dict[str, Callable[[], Iterator[list[Turn]]]] = {
         "draw": lambda: writer.drawings(toned=False),
         "draw_tones": lambda: writer.drawings(toned=True),
@@ -96,7 +96,7 @@ def make_records(cells: list[Cell], *, other_names: list[str], seed: int = 0) ->
         "tone": lambda: writer.changes("tone", writer._tone, augmentations=TRUE_COLORS),
         "gender": lambda: writer.changes("gender", writer._gender, augmentations=TRUE_COLORS),
         "talk": writer.talks,
-        "unknown": lambda: writer.unknowns([name for name in other_names if not writer.knows(name)]),
+        "unknown": writer.unknowns,
     }
     return {job: map(as_record, make()) for job, make in makers.items()}
 
@@ -136,7 +136,7 @@ def group_name(emoji: Emoji) -> str:
 class RecordWriter:
     """Makes dialogues about the cells that are trained on; a generator for every job and cell."""
 
-    def __init__(self, cells: list[Cell], *, seed: int) -> None:
+    def __init__(self, cells: list[Cell], *, other_names: list[str], seed: int) -> None:
         self.seed = seed
         self.training = [cell for cell in cells if cell.split == "train"]
         self.unknown = [cell for cell in cells if cell.split == "unknown"]
@@ -161,6 +161,8 @@ class RecordWriter:
         for cell in cells:
             for keyword in cell.emoji.keywords:
                 self.labels_of_keyword[keyword].add(cell.emoji.label)
+        self.other_names = [name for name in other_names if not self.knows(name)]
+        self.unknown_names = [*(cell.emoji.name for cell in self.unknown), *self.other_names]
 
     def knows(self, name: str) -> bool:
         """Whether an emoji, held out or not, is called so or has this keyword."""
@@ -287,7 +289,7 @@ class RecordWriter:
         return choose(targets, lambda target: rng.choice(GENDER).format(target.emoji.gender or "person"), rng)
 
     def talks(self) -> Iterator[list[Turn]]:
-        """Conversations: drawing one thing after another, changing, asking, and what people say besides."""
+        """Conversations: drawings one after another, changes, questions, refusals, and what people say besides."""
         styles = ", ".join(self.styles)
         for first, copy in product(self.training, range(TALKS_PER_CELL)):
             rng = self.rng(f"talk/{copy}", first)
@@ -308,19 +310,21 @@ class RecordWriter:
                     turns.append(rng.choice([self._name, self._style, self._group, self._both])(cell, rng))
                 if rng.random() < 0.2:
                     turns.append(said(*rng.choice(THANKS)))
+                if rng.random() < 0.25:
+                    turns.append(self._refusal(rng.choice(self.unknown_names), rng))
                 cell = rng.choice(self.training)
             if not turns or rng.random() < 0.1:
                 turns.append(said(*rng.choice(BYE if turns else (*THANKS, *BYE))))
             yield turns
 
-    def unknowns(self, names: list[str]) -> Iterator[list[Turn]]:
+    def unknowns(self) -> Iterator[list[Turn]]:
         """What the model does not know, asked for and shown."""
         for cell in self.unknown:
             rng = self.rng("unknown", cell)
             yield [self._refusal(cell.emoji.name, rng)]
             answer = rng.choice(CANNOT_NAME).format(group_name(cell.emoji))
             yield [([cell, rng.choice(NAME)], [answer]), self._group(cell, rng), self._style(cell, rng)]
-        for number, name in enumerate(names):
+        for number, name in enumerate(self.other_names):
             yield [self._refusal(name, Random(f"unknown/{self.seed}/{number}"))]
 
     def _refusal(self, name: str, rng: Random) -> Turn:

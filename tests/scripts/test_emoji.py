@@ -30,6 +30,7 @@ from scripts.emoji.splits import Split, slug_of, split_of, thing_of
 
 NUM_OBJECTS, NUM_WORKERS = 150, 24
 ALL_STYLES = ["noto", "flat"]
+OTHER_NAMES = ["logical and", "gnu", "object003", "walnut tree"]
 JOBS = ("draw", "draw_tones", "name", "odd_one_out", "restyle", "tone", "gender", "talk", "unknown")
 
 
@@ -103,9 +104,8 @@ def cells(packages: Path) -> list[Cell]:
 
 @pytest.fixture(scope="module")
 def records(packages: Path, cells: list[Cell]) -> dict[str, list[dict]]:
-    nouns = read_nouns(Packages(packages))
-    assert nouns == ["gnu", "object003", "walnut tree"], "what can be drawn, and occurs in texts"
-    return {job: list(made) for job, made in make_records(cells, other_names=["logical and", *nouns]).items()}
+    assert read_nouns(Packages(packages)) == OTHER_NAMES[1:], "what can be drawn, and occurs in texts"
+    return {job: list(made) for job, made in make_records(cells, other_names=OTHER_NAMES).items()}
 
 
 def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
@@ -172,7 +172,7 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
             assert {split[without_augmentation(path)] for path in items_of(record, "image")} <= allowed
             words = set(re.findall(r"[\w-]+", " ".join(items_of(record, "text"))))
             assert not words & held_out
-            assert job == "unknown" or not words & unknown
+            assert job in ("unknown", "talk") or not words & unknown
 
     def images(job: str, role: str) -> set[str]:
         return {path for record in records[job] for path in items_of(record, "image", role)}
@@ -190,6 +190,10 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     assert 0.3 < mean(name.startswith(("a ", "an ")) for name in declined) < 0.9, "no article gives a refusal away"
     talked = {len(items_of(record, "image", "assistant")) for record in records["talk"]}
     assert talked == set(range(6)), "small talk alone, and up to five images"
+    refusals = [
+        text for record in records["talk"] for text in items_of(record, "text", "assistant") if "I don't" in text
+    ]
+    assert refusals and all(any(name in text for name in [*unknown, *OTHER_NAMES]) for text in refusals)
 
 
 def test_a_drawing_is_of_what_is_asked_for(cells: list[Cell], records: dict[str, list[dict]]) -> None:
