@@ -48,11 +48,27 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
 
 def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any] | None, note: str | None) -> None:
     """Record where the bundled model comes from, in SOURCE.json and in the model card."""
-    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, text=True).strip()
+    commit = read_commit()
     image_tokenizer = read_json(bundled / "image_tokenizer" / CONFIG_FILE)
     source = {"note": note, "commit": commit, "image_tokenizer": image_tokenizer, **stages, "scores": scores}
     write_json(bundled / SOURCE_FILE, source)
     save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
+
+
+def read_commit() -> str | None:
+    """The commit of the toolkit; None where it is installed without git's history."""
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def check_target(bundled: Path) -> None:
+    """Refuse to replace anything but an earlier bundled model."""
+    if bundled.exists() and not (bundled / SOURCE_FILE).is_file():
+        if not bundled.is_dir() or any(bundled.iterdir()):
+            raise ValueError(f"the folder to write must be new, empty or a bundled model, got {bundled}; name another")
 
 
 def read_stages(run: Path) -> list[dict[str, Any]]:
@@ -101,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         need_file(args.finished / CONFIG_FILE)
         if args.attribution is not None:
             need_file(args.attribution)
+        check_target(args.bundled)
         # before copying: the run may have started from what is replaced
         stages = {"stages": read_stages(run), "image_tokenizer_stages": read_tokenizer_stages(run)}
         shutil.rmtree(args.bundled, ignore_errors=True)
@@ -119,4 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        print(f"bundle: {error}", file=sys.stderr)
+        sys.exit(2)

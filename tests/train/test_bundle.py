@@ -76,3 +76,18 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     source = json.loads((bundled / "SOURCE.json").read_text())
     assert [stage["length"] for stage in source["stages"]] == [32, 64, 128]
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
+
+
+def test_bundling_replaces_nothing_but_a_bundled_model(run: Path, tmp_path: Path) -> None:
+    for folder in (run, run / "final", tmp_path, tmp_path / "file"):
+        (tmp_path / "file").write_text("kept")
+        with pytest.raises(ValueError, match="must be new, empty or a bundled model"):
+            main([str(run / "final"), str(folder)])
+    assert (run / "final" / "model.safetensors").is_file() and (tmp_path / "file").read_text() == "kept"
+
+
+def test_bundling_works_without_git(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert main([str(run / "final"), str(tmp_path / "empty")]) == 0
+    assert json.loads((tmp_path / "empty" / "SOURCE.json").read_text())["commit"] is None
