@@ -124,6 +124,8 @@ def find_model_folder(name: str | Path | None) -> Path:
     if not (folder / CONFIG_FILE).is_file():
         is_adapter = (folder / "adapter_config.json").is_file()
         remedy = "it is an adapter: mllm merge makes a model of it" if is_adapter else "give another"
+        if (folder / "final" / CONFIG_FILE).is_file():  # the output folder of a training
+            remedy = f"give {folder / 'final'}"
         raise FileNotFoundError(f"a model folder must have a {CONFIG_FILE}, got none in {folder}; {remedy}")
     try:
         kind = read_json(folder / CONFIG_FILE).get("model_type")

@@ -32,6 +32,13 @@ def newest_checkpoint(output: Path) -> Path | None:
     return next(reversed(checkpoints_in(output)), None)
 
 
+def resumes(checkpoint: Path, num_steps: int) -> str:
+    """What the log says when a run resumes. A finished one does nothing, however its recipe has changed."""
+    if int(checkpoint.name.removeprefix("checkpoint-")) < num_steps:
+        return f"resuming from {checkpoint}"
+    return f"{checkpoint.parent} is finished: set more steps to continue it, or another output to train anew"
+
+
 def write_checkpoint(output: Path, step: int, write: Callable[[Path], None], *, state: PartialState) -> None:
     """Let `write` fill a new folder, and rename it when it is complete. `state`: of the processes that train together;
     all of them call this and may write into the folder."""

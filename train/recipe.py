@@ -87,7 +87,7 @@ class TextTokenizerRecipe:
     output: File
     kind: Literal["text_tokenizer"] = "text_tokenizer"
     vocab_size: PositiveInt = 640  # pieces, including the 256 bytes and 3 special tokens
-    records: list[File] = field(default_factory=list)  # as `mllm prepare` reads them. Empty: the synthetic world
+    records: list[File] = field(default_factory=list)  # that `mllm prepare` reads or wrote. Empty: the synthetic world
     dialogues: PositiveInt = 20_000  # dialogues of the synthetic world to train on
     seed: Integer = 0
 

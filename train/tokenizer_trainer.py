@@ -34,7 +34,7 @@ from tokenizer.number_format import fast_dtype
 from tokenizer.quantizer import gather_rows, mean_over_ranks, rank
 from tokenizer.text_tower import EncodeCaptions, load_captions
 from tokenizer.unitok import CONFIG_FILE, UniTok, UniTokOutput
-from train.checkpoints import checkpoints_in, newest_checkpoint, write_checkpoint
+from train.checkpoints import checkpoints_in, newest_checkpoint, resumes, write_checkpoint
 from train.data.tokenizer_images import build_source
 from train.discriminators import Adversary, decay_groups, descend
 from train.hardware import WAIT_IN_TRAINING, training_device
@@ -227,7 +227,7 @@ class TokenizerTrainer:
             self.accelerator.load_state(str(newest))
             self.source.load(newest)
             self.step = int(newest.name.removeprefix("checkpoint-"))
-            logger.info("resumed from %s", newest)
+            logger.info("%s", resumes(newest, self.recipe.steps))
 
 
 class TokenizerValidation:

@@ -50,7 +50,7 @@ from train.callbacks import (
     run_callbacks,
     validate,
 )
-from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, newest_checkpoint
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, newest_checkpoint, resumes
 from train.data.batches import training_batches, validation_batches
 from train.data.packing import Tokenizers
 from train.hardware import WAIT_IN_TRAINING, speed_up, training_device
@@ -296,6 +296,7 @@ class MLLMTrainer(Trainer):
 
     def resume(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
+            logger.info("%s", resumes(checkpoint, self.args.max_steps))
             self.monitor.load(checkpoint)
             if self.average:  # here, because with DeepSpeed the library loads nothing itself
                 self.average.load(checkpoint)

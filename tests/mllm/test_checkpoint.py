@@ -178,6 +178,10 @@ def test_bundled_models_have_names(folder: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "tiny" / "adapter_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="mllm merge"):
         find_model_folder(tmp_path / "tiny")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "final").symlink_to(folder)
+    with pytest.raises(FileNotFoundError, match="give run/final"):
+        find_model_folder("run")
     (tmp_path / "emoji").symlink_to(folder)
     assert find_model_folder("emoji") == Path("emoji")
     for wrong in (5, b"folder"):

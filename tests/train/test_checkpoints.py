@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from train import checkpoints
 from train.callbacks import WeightAverage, inference_model
-from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, resumes
 from train.hardware import CPU_EAGER, speed_up
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -90,3 +90,8 @@ def test_deepspeed_is_asked_for_what_a_run_needs_beside_what_its_file_says() -> 
     settings = checkpoints.deepspeed_settings(config, universal=True)
     assert settings["checkpoint"] == {**config["checkpoint"], "load_universal": True}
     assert settings["bf16"] == {"enabled": "auto", "check_grad_overflow": True}
+
+
+def test_a_finished_run_says_what_to_do() -> None:
+    assert resumes(Path("run/checkpoint-4"), 5) == "resuming from run/checkpoint-4"
+    assert "run is finished: set more steps" in resumes(Path("run/checkpoint-4"), 4)

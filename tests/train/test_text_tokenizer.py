@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from tests.train.data.raw_data import pair, prepared
+from train.data.shards import CodeSource
 from train.recipe import TextTokenizerRecipe
 from train.text_tokenizer import record_sentences, train_from_recipe
 
@@ -34,3 +36,10 @@ def test_a_broken_record_is_named_and_so_is_a_file_without_any(tmp_path: Path) -
         (tmp_path / "a.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):
             train_from_recipe(TextTokenizerRecipe(output=tmp_path / "a.model", records=[tmp_path / "a.jsonl"]))
+
+
+def test_prepared_folders_are_read_like_raw_records(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("file_name,text\na.png,a red house\nb.png,an old tree\n")
+    rows = [pair([caption], CodeSource("0123", 3, 16), 0) for caption in ("a red house", "an old tree")]
+    shards = prepared(tmp_path / "shards", [rows], CodeSource("0123", 3, 16))
+    assert list(record_sentences([shards])) == list(record_sentences([tmp_path / "a.csv"]))

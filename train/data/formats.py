@@ -28,6 +28,7 @@ SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "a
 IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
 UNUSED = "no"  # what an unused field of Liquid and UniTok holds
 CODES_PREFIX = "vqcode_"
+IMAGE_ALONE = {"image", "subfolder"}  # what is known of an image of a folder without a caption
 MAX_CODE = 65_535  # shards hold uint16
 MAX_TRIES = 100  # records at the beginning of a file that may be invalid before its format cannot be told
 
@@ -215,7 +216,8 @@ def read_captions(row: Row, folder: Path) -> Record:
     caption = find(row, "caption" if image is not None or "alt" not in row else "alt")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions or not all(isinstance(text, str) for text in captions):
-        raise BadRecord(f"an image must have a caption, got {short(caption)} in {_names(row)}; add it, or use --map")
+        remedy = "write a .txt of the same name next to it" if row.keys() <= IMAGE_ALONE else "add it, or use --map"
+        raise BadRecord(f"an image must have a caption, got {short(caption)} in {_names(row)}; {remedy}")
     return records.pair_record(captions, find_image(find(row, "link") if image is None else image, folder))
 
 
@@ -391,7 +393,7 @@ def format_of(row: Row) -> str:
     for name, layout in LAYOUTS.items():
         if any(all(has_value(row, column) for column in columns) for columns in layout.columns):
             return name
-    if row.keys() <= {"image", "subfolder"} and "image" in row:
+    if row.keys() <= IMAGE_ALONE and "image" in row:
         raise BadRecord(
             f"an image must have a caption or a class, got {short(row['image'])} alone; write a .txt of the same name "
             "next to it, or use --format classes for images in one sub-folder per class"

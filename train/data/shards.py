@@ -238,8 +238,8 @@ class ShardFolder:
         """Refuse codes that this image tokenizer did not make."""
         if self.code_source != code_source:
             raise ValueError(
-                f"the codes in {self.path} must be of the recipe's image tokenizer, {code_source}, got those of "
-                f"{self.code_source}; prepare the data with that tokenizer"
+                f"the codes in {self.path} must be of the chosen image tokenizer, {code_source}, got those of "
+                f"{self.code_source}; name the one that they were prepared with, or prepare the data again"
             )
 
     def _open_shard(self, shard: int) -> pq.ParquetFile:
