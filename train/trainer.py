@@ -404,10 +404,24 @@ def training_arguments(recipe: MLLMRecipe) -> TrainingArguments:
         raise ValueError(f"trainer.seed must be from 0 to 2^32 - 1, got {arguments.seed}; change the recipe")
     if arguments.max_steps < 1:
         raise ValueError(f"trainer.max_steps must be at least 1, got {arguments.max_steps}; set how many to train")
+    warn_of_long_decay(arguments)
     check_supported(recipe, sharding_of_run(arguments))
     if arguments.deepspeed:
         join_deepspeed(use_cpu=arguments.use_cpu)
     return arguments
+
+
+def warn_of_long_decay(arguments: TrainingArguments) -> None:
+    """With fewer steps than the learning rate takes to fall, training would begin at a part of that rate."""
+    settings, num_steps = arguments.lr_scheduler_kwargs, arguments.max_steps
+    decay = settings.get("num_decay_steps", 0) if isinstance(settings, dict) else 0
+    room = max(num_steps - arguments.get_warmup_steps(num_steps), 0)
+    if decay > room:
+        logger.warning(
+            "num_decay_steps must be at most the %d of the %d steps that follow the warmup, got %d: training begins at "
+            "%d %% of the learning rate; change trainer.lr_scheduler_kwargs and trainer.warmup_steps with max_steps",
+            *(room, num_steps, decay, 100 * room / decay),
+        )
 
 
 def num_processes() -> int:

@@ -208,3 +208,13 @@ def test_arguments_of_the_library(short: MLLMRecipe) -> None:
     (short.output.parent / "recipe.yaml").write_text(text)
     again = recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output.parent / "recipe.yaml"))
     assert training_arguments(again).save_strategy == "no"
+
+
+def test_a_run_too_short_for_its_learning_rate_to_fall_is_warned_of(
+    short: MLLMRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 100, "max_steps": 1000}
+    for decay, warned in ((900, False), (4500, True)):
+        trainer = {**short.trainer, **schedule, "lr_scheduler_kwargs": {"num_decay_steps": decay}}
+        training_arguments(dataclasses.replace(short, trainer=trainer))
+        assert ("begins at 20 % of the learning rate" in caplog.text) == warned
