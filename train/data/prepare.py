@@ -134,7 +134,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
 
 
 def _files_in(source: Path, out: Path | None) -> list[Path]:
-    """The files of a folder that are read; of those that img2dataset writes, the tars or the images."""
+    """The files of a folder that are read; of those that img2dataset writes, the tars, the images or the Parquet files."""
     inside = [path for path in raw_files.files_below(source) if out not in path.resolve().parents]
     saved = {path.parent for path in inside if path.name == raw_files.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
@@ -142,9 +142,11 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
     captions = {image.with_suffix(f".{ending}") for image in images for ending in raw_files.CAPTIONS}
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
-    described = {stem for path, stem in stems.items() if "_stats.json" in path.name or ".tar" in path.name.lower()}
+    stated = {stem for path, stem in stems.items() if path.name.endswith("_stats.json")}
+    described = {stem for path, stem in stems.items() if ".tar" in path.name.lower() or path.name.endswith(".tgz")}
+    described |= stated & {str(image.parent).lower() for image in images}
     about = {
-        *(path for path in records if path.name in ABOUT_DATA),
+        *(path for path in records if path.name in ABOUT_DATA or path.name.endswith("_stats.json")),
         *(path for path, stem in stems.items() if stem in described and path.suffix in (".parquet", ".json")),
         *(image.with_suffix(".json") for image in images),
     }

@@ -213,6 +213,12 @@ def test_every_file_of_a_folder_is_read_or_named(
     (tars / "notes.doc").write_text("?")
     assert prepare(tars, out=tmp_path / "1")["records"] == 6
     assert "3 in all" in caplog.text and "captions.parquet, captions_stats.json, notes.doc" in caplog.text
+    # as it writes images into the Parquet file
+    parquet = tmp_path / "raw" / "parquet"
+    parquet.mkdir()
+    pq.write_table(pa.table({"jpg": [image_file(0)], "caption": ["red"]}), parquet / "00000.parquet")
+    (parquet / "00000_stats.json").write_text('{"count": 1}')
+    assert prepare(parquet, out=tmp_path / "3")["records"] == 1
     for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
         Image.new("RGB", (32, 32), "red").save(images / f"{ending}.{ending}")
         (images / f"{ending}.txt").write_text(ending)
