@@ -25,7 +25,8 @@ from train.data.records import BadRecord, Record, RecordPart, find_image, messag
 Row = Mapping[str, Any]
 MARKER = "<image>"
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-IMAGE_KEYS = ("image", "path", "url", "image_url", "bytes")
+BYTES_KEYS = ("bytes", "base64")
+IMAGE_KEYS = ("image", "path", "url", "image_url", *BYTES_KEYS)
 UNUSED = "no"  # what an unused field of Liquid and UniTok holds
 CODES_PREFIX = "vqcode_"
 IMAGE_ALONE = {"image", "subfolder"}  # what is known of an image of a folder without a caption
@@ -167,7 +168,7 @@ def _content_parts(items: list[dict[str, Any]], listed: Iterator[Any], folder: P
                 yield TextPart(text)
             case {"type": "image" | "image_url"}:
                 # Parquet files hold every key in every item, mostly empty
-                named = (item if key == "bytes" else item[key] for key in IMAGE_KEYS if item.get(key))
+                named = (item if key in BYTES_KEYS else item[key] for key in IMAGE_KEYS if item.get(key))
                 image = next(named, None) or next(listed, None)
                 if image is None:
                     raise BadRecord("an image item must have an image, got no path and none left in `images`; add it")

@@ -121,7 +121,8 @@ def find_image(value: Any, folder: Path) -> RawImage:
     """The image that a record names.
 
     Args:
-        value: a path, a URL, bytes, or a mapping with `bytes`, `path`, `url` or `image` (as `datasets` writes images).
+        value: a path, a URL, bytes, or a mapping with `bytes`, `base64`, `path`, `url` or `image` (as `datasets` writes
+            images).
         folder: of relative paths. The file of a URL is looked for there as HOST/PATH (as `wget --force-directories`
             stores it) and by its last name.
     """
@@ -130,9 +131,10 @@ def find_image(value: Any, folder: Path) -> RawImage:
             return RawImage(data, f"image {rest.get('path') or 'in the record'}")
         case bytes():
             return RawImage(value, "image in the record")
-        case {"bytes": str(text)}:
-            return RawImage(f"data:image;base64,{text}", "image in the record")
-        case str() if value.startswith(("data:", "file:")):
+        case {"bytes": str(text)} | {"base64": str(text)}:
+            is_url = text[:5].lower() == "data:"
+            return RawImage(text if is_url else f"data:image;base64,{text}", "image in the record")
+        case str() if value[:5].lower() in ("data:", "file:"):
             return RawImage(value, f"image {short(value)}")
         case str() if value:
             path = _file_of_url(value, folder) if "://" in value else _on_disk(folder, Path(os.path.expanduser(value)))

@@ -222,6 +222,10 @@ READ = r"""
  "images": ["a.png", {"bytes": "aGVsbG8=", "path": null}]}
 = chat user[a.png | data:image;base64,aGVsbG8=] assistant[Two.]
 
+{"messages": [{"role": "user", "content": [{"type": "image", "base64": "aGVsbG8=", "path": null}]},
+              {"role": "assistant", "content": "Two."}]}
+= chat user[data:image;base64,aGVsbG8=] assistant[Two.]
+
 {"messages": [{"role": "user", "content": "<image>\nand <image> differ how?"},
               {"role": "assistant", "content": "In color."}], "images": ["a.png", "b.png"]}
 = chat user[a.png | and | b.png | differ how?] assistant[In color.]
@@ -410,7 +414,8 @@ def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(t
         *("a.png", ".\\a.png", "a.org\\d\\b c.png", str(folder / "a.png"), (folder / "a.png").as_uri(), "./d.png"),
         *("https://a.org/d/b%20c.png?size=3", "https://elsewhere.org/x/c.png", "https://b.org/x/e.png", png()),
         *({"bytes": png(), "path": "x.png"}, {"bytes": None, "path": "a.png"}, {"bytes": text}),
-        {"url": f"data:image/png;base64,{text}"},
+        *({"url": f"data:image/png;base64,{text}"}, {"base64": text}, {"base64": f"data:image/png;base64,{text}"}),
+        f"DATA:image/png;base64,{text}",
     ):
         record = read({"image": value, "caption": "x"}, folder)
         assert record.parts[-1].open().size == (5, 4), value
