@@ -35,7 +35,7 @@ from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import SceneObject, random_scene_for
 from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes
 from tokenizer.text_tower import EncodeCaptions
-from train.data.raw_files import TarMember, TarSample, read_member, read_tar
+from train.data.raw_files import TarMember, TarSample, kind_of, read_member, read_tar
 from train.recipe import ShardsRecipe, TokenizerRecipe
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ KIND_WEIGHTS = (86, 6, 8)  # of images, depth images and segmentation images of 
 SMALL_WEIGHT = 3  # how much more often a window shows a small object, whose details are hard to keep
 NUM_TRIES = 10  # torchvision's; afterwards the largest crop in the middle
 READING_FILE = "reading.json"
+TAR_ENDINGS = (".tar", ".tar.gz", ".tar.zst", ".tgz")
 
 
 def build_source(
@@ -251,7 +252,7 @@ class TarImages(IterableDataset):
             image = read_image(_content(shard, members, *IMAGE_ENDINGS), name="its image")
             item = {"pixels": to_bytes(self.crop(image, Random(f"crop/{self.recipe.seed}/{epoch}/{shard.name}/{key}")))}
             if self.captions is not None:
-                caption = _content(shard, members, ".txt").decode("utf-8", errors="replace")
+                caption = _content(shard, members, ".txt").decode("utf-8-sig", errors="replace")
                 item["text_ids"] = self.captions([caption])[0]
         except ValueError as error:
             raise ValueError(
@@ -316,7 +317,7 @@ def find_shards(urls: str) -> list[Path]:
     shards: list[Path] = []
     for url in expand_urls(urls):
         if Path(url).is_dir():
-            shards += sorted(Path(url).glob("*.tar"))
+            shards += sorted(path for path in Path(url).iterdir() if path.name.lower().endswith(TAR_ENDINGS))
         else:
             shards += sorted(map(Path, glob(url))) if has_magic(url) and glob(url) else [Path(url)]
     if not shards:
@@ -330,4 +331,6 @@ def find_shards(urls: str) -> list[Path]:
             f"{urls}: {len(missing)} of {len(shards)} not found: {[str(shard) for shard in missing[:2]]}; "
             "training reads files on disk: copy or mount them, or change shards.urls"
         )
+    if packed := [shard for shard in shards if kind_of(shard) != (".tar", None)]:
+        raise ValueError(f"shards.urls must name tars that are not compressed, got {packed[0]}; decompress it")
     return shards

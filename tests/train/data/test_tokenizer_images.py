@@ -1,5 +1,7 @@
 """Training images of the tokenizer: nothing twice, nothing lost, one order for all, and exact resume."""
 
+import codecs
+import gzip
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, product
@@ -121,6 +123,12 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
             next(iter(reading([tmp_path / f"{name}.tar"], skip_bad_records=True)))
 
 
+def test_a_caption_begins_after_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of({"a.png": image_file(1), "a.txt": codecs.BOM_UTF8 + b"5"}))
+    images = reading([tmp_path / "a.tar"])
+    assert images.read(images.window(0, 0)[0])["text_ids"].item() == 5
+
+
 def test_shards_are_found_by_pattern_and_folder(shards: list[Path], tmp_path: Path) -> None:
     assert find_shards(f"{tmp_path}/{{00..02}}.tar::{tmp_path}/05.tar") == [*shards[:3], shards[5]]
     assert find_shards(f"{tmp_path}/*.tar") == find_shards(str(tmp_path)) == shards
@@ -132,6 +140,12 @@ def test_shards_are_found_by_pattern_and_folder(shards: list[Path], tmp_path: Pa
         find_shards(f"{tmp_path}/images")
     with pytest.raises(ValueError):
         reading(shards, ranks=3, workers=3)
+    shards[-1] = shards[-1].rename(tmp_path / "09.TAR")
+    assert find_shards(str(tmp_path)) == shards
+    (tmp_path / "10.tar.gz").write_bytes(gzip.compress(shards[0].read_bytes()))
+    for urls in (str(tmp_path), f"{tmp_path}/10.tar.gz"):
+        with pytest.raises(ValueError, match=r"not compressed, got .*10\.tar\.gz"):
+            find_shards(urls)
 
 
 def test_crops_lie_inside_and_keep_to_their_bounds() -> None:
