@@ -130,6 +130,10 @@ def save_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of one piece of text: no bos or eos, and no special token even where the text spells one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a text must be Unicode, got half of a surrogate pair in {text!r}; fix it") from error
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 

@@ -101,7 +101,8 @@ def test_a_prompt_that_the_template_wrote_is_not_framed_again(bundled: MLLMProce
     assert equal(
         bundled(text=bundled.apply_chat_template([turn("user", "a cat")]), **mode), bundled(text="a cat", **mode)
     )
-    for images, wrong in ((RED, text.replace("<image>", "<image><image>")), (None, text), ([RED] * 2, text)):
+    refused = [(RED, text.replace("<image>", "<image><image>")), (None, text), ([RED] * 2, text), (None, "half \ud83d")]
+    for images, wrong in refused:
         with pytest.raises(ValueError):
             bundled(images, wrong)
 
