@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tokenizer.config import read_json
 
-ImageSource = Image.Image | str | Path | bytes | np.ndarray | Tensor
+ImageSource = Image.Image | str | Path | bytes | bytearray | memoryview | np.ndarray | Tensor
 """An image, its file (path, `file:` or `http:` address, bytes, `data:` URL), or its values."""
 IMAGE_ENDINGS = tuple(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .jfif .jpe .avif .jp2 .ppm .pgm .tga".split())
 """Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
