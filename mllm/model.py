@@ -293,7 +293,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, codes, image_lengths)
-        if labels is not None or torch.compiler.is_exporting():
+        may_be_packed = position_ids is not None and attention_mask is None and past_key_values is None
+        if labels is not None or may_be_packed or torch.compiler.is_exporting():
             use_cache = bool(use_cache)
         outputs = self._run_backbone(
             inputs_embeds,

@@ -134,7 +134,7 @@ def test_packed_samples_equal_each_alone_and_see_nothing_of_each_other_in_every_
         model.set_attn_implementation(attention)
         batch = pack(SAMPLES[:2], length=60, pad_token_id=0)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids", "codes", "image_lengths")}
-        packed_TD = model(**inputs, use_cache=False).hidden[0]
+        packed_TD = model(**inputs).hidden[0]
         begin = 0
         for index, sample in enumerate(SAMPLES[:2]):
             alone = {"codes": torch.from_numpy(sample.codes_PK), "image_lengths": torch.tensor([9])}
