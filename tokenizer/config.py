@@ -161,7 +161,7 @@ def require_divisible(name: str, value: int, divisor_name: str, divisor: int) ->
 def read_json(path: Path) -> Any:
     """The value of a JSON file; one that is damaged or nested too deeply is refused in a sentence."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path} is not valid JSON ({reason}); correct the file") from error
