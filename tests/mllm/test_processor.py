@@ -114,8 +114,8 @@ def test_images_come_in_every_form(bundled: MLLMProcessor, tmp_path: Path) -> No
     data = base64.b64encode(path.read_bytes()).decode()
     url = f"data:image/png;base64,{data}"
     for form in (
-        *(str(path), path, path.read_bytes(), bytearray(path.read_bytes()), array, torch.from_numpy(array.copy()).permute(2, 0, 1)),
-        *([image], [[image]], [array], array[None], url),
+        *(str(path), path, path.read_bytes(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)),
+        *([image], [[image]], [array], array[None], url, bytearray(path.read_bytes())),
     ):
         assert equal(bundled(form, "What?"), expected), type(form)
     nested = bundled([[image], [], [image, image]], ["What?", "Who?", "<image>Why?<image>"])

@@ -134,7 +134,7 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
 
 
 def _files_in(source: Path, out: Path | None) -> list[Path]:
-    """The files of a folder that are read; of those that img2dataset writes, the tars, the images or the Parquet files."""
+    """The files of a folder that are read; of those that img2dataset writes, the ones that hold the images."""
     inside = [path for path in raw_files.files_below(source) if out not in path.resolve().parents]
     saved = {path.parent for path in inside if path.name == raw_files.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
