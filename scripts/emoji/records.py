@@ -38,7 +38,7 @@ DIALOGUES_PER_CELL = 4
 TALKS_PER_CELL = 2
 MAX_IMAGES_OF_TALK = 5
 AUGMENTED_CHANGES_PER_CELL = 8
-AUGMENTED_DIALOGUES_PER_CELL = 2
+AUGMENTED_DIALOGUES_PER_CELL = 1
 LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 128), range(128, 192)
 """Numbers of augmentations: shifted and lit, shifted and perhaps mirrored, the same with colors exchanged."""
 QUESTIONS_PER_DIALOGUE = 4
