@@ -435,7 +435,7 @@ def find_format(path: Path, columns: Mapping[str, str] | None = None) -> str:
         try:
             return format_of(renamed(item.row(), columns or {}))
         except BadRecord as found:
-            error = error or found
+            error = error or BadRecord(f"{item.place}: {found}")
     if error is None:
         return "text"
     raise ValueError(f"the layout of {path} is unknown: {error}") from error
