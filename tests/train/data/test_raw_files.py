@@ -399,6 +399,9 @@ def test_columns_go_by_the_names_of_map_and_unknown_ones_are_named(tmp_path: Pat
     for name, said in (("a.jsonl", "unknown: line 1: .* got a, b"), ("images", r"a\.png: .* a \.txt of the same name")):
         with pytest.raises(ValueError, match=said):
             find_format(tmp_path / name)
+    for row, said in (({"image": "a.png", "subfolder": 0}, r"write a \.txt"), ({"image": "a.png", "x": 1}, "--map")):
+        with pytest.raises(BadRecord, match=said):  # one of the later records
+            read_record("captions", row, tmp_path)
 
 
 def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(tmp_path: Path) -> None:
