@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import field, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -514,7 +515,8 @@ def resolve(
     try:
         return TypeAdapter(recipe_type).validate_python(_with_new_names(values))
     except ValidationError as error:
-        reason, where = wrong_value(error, advice="change it"), error.errors()[0]["loc"]
+        where = error.errors()[0]["loc"]
+        reason = wrong_value(error, advice=like_a_key_of(recipe_type, str(where[-1])) if where else "change it")
         source, beside = str(path or "the recipe"), []
         for keys, _ in given:
             names, option = tuple(RENAMED.get(key, key) for key in keys), f"--{'.'.join(keys)}"
@@ -524,6 +526,14 @@ def resolve(
                 beside.append(option)
         source += f" with {' and '.join(beside)}" if beside else ""
         raise ValueError(f"{source} must fit {recipe_type.__name__}, but {reason}") from None
+
+
+def like_a_key_of(recipe_type: type, key: str) -> str:
+    """What to do about a key: to write the one that it looks like, or to change it."""
+    schema = TypeAdapter(recipe_type).json_schema()
+    known = {name for part in (schema, *schema.get("$defs", {}).values()) for name in part.get("properties", ())}
+    alike = get_close_matches(key, known - {key}, n=1)
+    return f"write {alike[0]}" if alike and key not in known else "change it"
 
 
 def _read_overrides(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

@@ -95,7 +95,10 @@ def test_what_the_command_line_got_wrong_names_the_option() -> None:
     path, values = Path("some.yaml"), read_yaml(find_recipe("tiny"))
     for words, source in (
         (["--rows", "0"], "--rows must fit MLLMRecipe, but rows must be greater than 0, got '0'"),
-        (["--rows", "4", "--lenght=3"], "--lenght must fit"),
+        (
+            ["--rows", "4", "--lenght=3"],
+            "--lenght must fit MLLMRecipe, but lenght must be left out, as there is no such key, got '3'; write length",
+        ),
         (["--optimizer.betas=[0.9, x]"], "--optimizer.betas must fit"),
         (["--data.outline_digits", "7"], "--data.outline_digits must fit"),
         (["--data.min_objects", "3", "--data.max_objects=2"], "some.yaml with --data.min_objects and --data.max_ob"),
