@@ -103,11 +103,14 @@ def test_ask_prints_the_answer_alone_and_codes_decode_to_the_reconstruction(
 def test_chat_answers_in_turn_and_survives_wrong_input_and_interruptions(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = iter(["/image none.png", "/image a.png", "what is it?", "", "/nonsense", "/new", "draw it", "/quit", "no"])
+    lines = iter(
+        ["/image none.png", "/image", "/image a.png", "what is it?", "", "/nonsense", "/new", "draw it", "/quit", "no"]
+    )
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     code, _, err = run("chat", "--seed", "1", "--images", "drawings")
     assert code == 0 and next(lines) == "no"
-    assert "none.png" in err and "got '/nonsense'" in err and len(err.strip().splitlines()) == 2
+    assert "none.png" in err and "write /image FILE" in err and "got '/nonsense'" in err
+    assert len(err.strip().splitlines()) == 3
     monkeypatch.undo()
     answer, answered = Pipeline.chat, []
 

@@ -260,6 +260,8 @@ class Chat:
                 print(CHAT_HELP)
             case "/new":
                 self.messages, self.images = [], []
+            case "/image" if not rest.strip():
+                raise ValueError("/image must be followed by the path of a file, got none; write /image FILE")
             case "/image":
                 self.images.append(read_image(rest.strip().strip("'\"")))
             case _ if name.startswith("/"):
