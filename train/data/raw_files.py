@@ -363,7 +363,8 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
     if image is None or len(row) == 1:
         raise BadRecord(
             "a sample must have an image and, next to it in the tar, a .txt, .caption, .json or .cls, got "
-            f"{', '.join(files)}; add what is missing, or write the tar in the order of names (tar --sort=name)"
+            f"{', '.join(files)}; add what is missing, or write the tar in the order of names: "
+            "find FOLDER -type f | sort | tar -cf NEW.tar -T -"
         )
     return row
 

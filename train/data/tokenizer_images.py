@@ -300,7 +300,7 @@ def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes
     got = ", ".join(f".{ending}" for ending in members)
     raise ValueError(
         f"it must have a member {' or '.join(endings)}, got {got} (of a sample, they must be next to each other in the "
-        "tar, as tar --sort=name writes them)"
+        "tar, as in the order of their names)"
     )
 
 
@@ -323,7 +323,7 @@ def find_shards(urls: str) -> list[Path]:
     if not shards:
         raise FileNotFoundError(
             f"shards.urls must name tars, got {urls!r}, in which there are none; write the images and captions of a "
-            "folder to one (tar --sort=name -cf 00000.tar -C FOLDER .)"
+            "folder to one (find FOLDER -type f | sort | tar -cf 00000.tar -T -)"
         )
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
