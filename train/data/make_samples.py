@@ -40,7 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=positive_count, default=40, metavar="N", help="records of each format (40)")
     parser.add_argument("--size", type=positive_count, default=128, metavar="PIXELS", help="side of the images (128)")
     parser.add_argument("--seed", type=int, default=0)
-    make_samples(parser.parse_args(argv))
+    try:
+        make_samples(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
