@@ -48,7 +48,7 @@ SHAPES = Welcome(
 EMOJI = Welcome(
     "This small model knows about 1,300 emoji in two styles, flat and gradient.",
     [
-        example("A penguin, flat", "Draw a penguin, flat style."),
+        example("An octopus, flat", "Draw an octopus, flat style."),
         example("A fox, gradient", "Draw a fox, gradient style."),
         example("What is this?", "What is this?", HONEYBEE),
         example("Which style is it in?", "Which style is this?", HONEYBEE),
