@@ -25,6 +25,7 @@ import os
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from mllm.files import whole_file, write_lines, write_text
-from scripts.emoji.records import LIT, OTHER_COLORS, make_records
+from scripts.emoji.records import LIT, MIXED, MIXED_COLORS, OTHER_COLORS, make_records
 from scripts.emoji.sources import STYLES, Cell, Packages, read_cells, read_nouns, read_symbol_names
+from tokenizer.images import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +70,43 @@ def render_all(cells: list[Cell], folder: Path, *, size: int, num_processes: int
             list(pool.map(render, svgs, paths, [size] * len(missing), chunksize=32))
 
 
-def augment(image: Image.Image, number: int) -> Image.Image:
-    """Shift an image and change it further as its number says, in the same way for every image."""
-    rng = Random(f"augment/{number}")
-    shift = [rng.randint(-MAX_SHIFT, MAX_SHIFT) * image.width // 128 for _ in range(2)]
-    if number in LIT:
-        image = light(image, rng)
-    elif rng.random() < 0.5:
-        image = ImageOps.mirror(image)
-    if number in OTHER_COLORS:
+def augment(images: Sequence[Image.Image], number: int) -> Image.Image:
+    """Change an image, or mix two, as a number says, in the same way for all images."""
+    rng, (image, *_) = Random(f"augment/{number}"), images
+    if number in (*MIXED, *MIXED_COLORS):
+        image = mix([turn(each, rng) for each in images], rng)
+    else:
+        shift = [rng.randint(-MAX_SHIFT, MAX_SHIFT) * image.width // 128 for _ in range(2)]
+        if number in LIT:
+            image = light(image, rng)
+        elif rng.random() < 0.5:
+            image = ImageOps.mirror(image)
+        canvas = Image.new("RGB", image.size, BACKGROUND)
+        canvas.paste(image, (shift[0], shift[1]))
+        image = canvas
+    if number in (*OTHER_COLORS, *MIXED_COLORS):
         image = Image.merge("RGB", rng.sample(image.split(), 3))
-    canvas = Image.new("RGB", image.size, BACKGROUND)
-    canvas.paste(image, (shift[0], shift[1]))
-    return canvas
+    return image
+
+
+def turn(image: Image.Image, rng: Random) -> Image.Image:
+    """Turn, scale, shift and perhaps mirror an image."""
+    image = ImageOps.mirror(image) if rng.random() < 0.5 else image
+    center, angle, zoom = image.width / 2, math.radians(rng.uniform(-40, 40)), 1 / rng.uniform(0.75, 1.35)
+    across, down = zoom * math.cos(angle), zoom * math.sin(angle)
+    x, y = (center + rng.uniform(-2, 2) * MAX_SHIFT * image.width / 128 for _ in range(2))
+    matrix = (across, down, center - across * x - down * y, -down, across, center + down * x - across * y)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=BACKGROUND)
+
+
+def mix(images: Sequence[Image.Image], rng: Random) -> Image.Image:
+    """Two images, one on each side of a line through the middle half of a square."""
+    first, second = images
+    side, angle = first.width, rng.uniform(0, 2 * math.pi)
+    middle = [rng.uniform(0.25, 0.75) * side for _ in range(2)]
+    down, across = np.mgrid[:side, :side]
+    is_first = (across - middle[0]) * math.cos(angle) + (down - middle[1]) * math.sin(angle) > 0
+    return Image.composite(first, second, Image.fromarray(is_first))
 
 
 def light(image: Image.Image, rng: Random) -> Image.Image:
@@ -97,9 +123,10 @@ def light(image: Image.Image, rng: Random) -> Image.Image:
 
 
 def write_augmented(path: str, images: Path) -> None:
-    _, number, original = path.split("/", 2)
-    with Image.open(images / original) as image, whole_file(images / path) as unfinished:
-        augment(image.convert("RGB"), int(number)).save(unfinished, format="PNG")
+    _, number, style, names = path.removesuffix(".png").split("/")
+    originals = [read_image(images / style / f"{name}.png") for name in names.split("+")]
+    with whole_file(images / path) as unfinished:
+        augment(originals, int(number)).save(unfinished, format="PNG")
 
 
 def augment_all(records: list[dict], images: Path, *, num_processes: int) -> None:

@@ -8,7 +8,7 @@ Every record is a function of its cell and the seed. Renders nothing and reads n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import combinations, product
 from random import Random
 from typing import NamedTuple
@@ -18,14 +18,16 @@ from scripts.emoji.splits import PAIRS_AND_FAMILIES
 
 
 class Augmented(NamedTuple):
-    """The image of a cell after one of the augmentations (`augment` in build.py)."""
+    """The image of a cell, or of two of a style, after one of the augmentations (`augment` in build.py)."""
 
     cell: Cell
     augmentation: int
+    beside: Cell | None = None
 
     @property
     def path(self) -> str:
-        return f"augmented/{self.augmentation:02}/{self.cell.path}"
+        second = f"+{self.beside.emoji.slug}" if self.beside else ""
+        return f"augmented/{self.augmentation:02}/{self.cell.path.removesuffix('.png')}{second}.png"
 
 
 Item = str | Cell | Augmented
@@ -37,10 +39,12 @@ DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 4
 TALKS_PER_CELL = 2
 MAX_IMAGES_OF_TALK = 5
-AUGMENTED_CHANGES_PER_CELL = 8
+AUGMENTED_CHANGES_PER_CELL, MIXED_CHANGES_PER_CELL = 8, 4
 AUGMENTED_DIALOGUES_PER_CELL = 1
 LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 128), range(128, 192)
 """Numbers of augmentations: shifted and lit, shifted and perhaps mirrored, the same with colors exchanged."""
+MIXED, MIXED_COLORS = range(192, 320), range(320, 448)
+"""Parts of two images, each turned, scaled and shifted; the same with colors exchanged."""
 QUESTIONS_PER_DIALOGUE = 4
 KEYWORD_COMBINATIONS = 40
 """Combinations of keywords that are tried for one that names a single emoji."""
@@ -92,9 +96,11 @@ def make_records(cells: list[Cell], *, other_names: list[str], seed: int = 0) ->
         "draw_tones": lambda: writer.drawings(toned=True),
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
-        "restyle": lambda: writer.changes("restyle", writer._restyling, augmentations=(*TRUE_COLORS, *OTHER_COLORS)),
-        "tone": lambda: writer.changes("tone", writer._tone, augmentations=TRUE_COLORS),
-        "gender": lambda: writer.changes("gender", writer._gender, augmentations=TRUE_COLORS),
+        "restyle": lambda: writer.changes(
+            "restyle", writer._restyling, augmentations=(*TRUE_COLORS, *OTHER_COLORS), mixtures=(*MIXED, *MIXED_COLORS)
+        ),
+        "tone": lambda: writer.changes("tone", writer._tone, augmentations=TRUE_COLORS, mixtures=MIXED),
+        "gender": lambda: writer.changes("gender", writer._gender, augmentations=TRUE_COLORS, mixtures=MIXED),
         "talk": writer.talks,
         "unknown": writer.unknowns,
     }
@@ -250,22 +256,38 @@ class RecordWriter:
             yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
 
     def changes(
-        self, job: str, change: Callable[[Cell, Random], Turn | None], *, augmentations: Sequence[int]
+        self,
+        job: str,
+        change: Callable[[Cell, Random], Turn | None],
+        *,
+        augmentations: Sequence[int],
+        mixtures: Sequence[int],
     ) -> Iterator[list[Turn]]:
         """Every image with a change of this kind, where there is one: as it is, and augmented like its answer.
 
-        The answer to an augmented image cannot be known by heart: it has to be made of what is shown.
+        The answer to an augmented image cannot be known by heart: it has to be made of what is shown. In parts of two
+        images it is less of use, too, to recognize what they show.
         """
-        for cell, copy in product(self.training, range(1 + AUGMENTED_CHANGES_PER_CELL)):
-            if (turn := change(cell, self.rng(f"{job}/{copy}" if copy else job, cell))) is None:
-                continue
-            question, (answer,) = turn
-            if copy and isinstance(answer, Cell):
-                # by the label, so that both directions of a change share their images
-                number = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}").choice(augmentations)
-                yield [([Augmented(cell, number), *question], [Augmented(answer, number)])]
+        alike: dict[Hashable, list[tuple[Cell, Cell]]] = defaultdict(list)  # what is shown, and what it becomes
+        found = []
+        for cell, copy in product(self.training, range(1 + AUGMENTED_CHANGES_PER_CELL + MIXED_CHANGES_PER_CELL)):
+            if (turn := change(cell, self.rng(f"{job}/{copy}" if copy else job, cell))) is not None:
+                question, (answer,) = turn
+                found.append((cell, copy, question, answer))
+                alike[kind_of_change(job, cell, answer)].append((cell, answer))
+        for cell, copy, question, answer in found:
+            # by the label, so that both directions of a change share their images
+            rng = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}")
+            if copy > AUGMENTED_CHANGES_PER_CELL:
+                second, its_answer = rng.choice(alike[kind_of_change(job, cell, answer)])
+                number = rng.choice(mixtures)
+                pair = [Augmented(cell, number, second), Augmented(answer, number, its_answer)]
+            elif copy:
+                number = rng.choice(augmentations)
+                pair = [Augmented(cell, number), Augmented(answer, number)]
             else:
-                yield [([cell, *question], [answer])]
+                pair = [cell, answer]
+            yield [([pair[0], *question], [pair[1]])]
 
     def _restyling(self, cell: Cell, rng: Random) -> Turn | None:
         targets = [self.of_image.get((cell.emoji.slug, style)) for style in self.styles if style != cell.style]
@@ -341,6 +363,12 @@ def choose(targets: list[Cell | None] | list[Cell], words: Callable[[Cell], str]
         return None
     target = rng.choice(possible)
     return [words(target)], [target]
+
+
+def kind_of_change(job: str, cell: Cell, answer: Cell) -> Hashable:
+    """The same for changes that the same words ask for."""
+    value = {"restyle": answer.style, "tone": answer.emoji.tone, "gender": answer.emoji.gender}[job]
+    return cell.style, value
 
 
 def said(question: str, answer: str) -> Turn:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from scripts.emoji.build import add_member, augment, build, main, render
-from scripts.emoji.records import LIT, OTHER_COLORS, TRUE_COLORS, make_records, with_article
+from scripts.emoji.records import LIT, MIXED, MIXED_COLORS, OTHER_COLORS, TRUE_COLORS, make_records, with_article
 from scripts.emoji.sources import (
     KEYWORDS_PACKAGE,
     NOUNS_PACKAGE,
@@ -114,8 +114,12 @@ def items_of(record: dict, kind: str, role: str | None = None) -> list[str]:
     return [item[key] for message in messages for item in message["content"] if item["type"] == kind]
 
 
-def without_augmentation(path: str) -> str:
-    return path.split("/", 2)[2] if path.startswith("augmented/") else path
+def originals_of(path: str) -> list[str]:
+    """What an image was made of: itself, or one or two images before augmentation."""
+    if not path.startswith("augmented/"):
+        return [path]
+    _, _, style, names = path.removesuffix(".png").split("/")
+    return [f"{style}/{name}.png" for name in names.split("+")]
 
 
 def test_a_split_is_a_function_of_the_names() -> None:
@@ -169,7 +173,7 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     for job, made in records.items():
         for record in made:
             allowed = {"unknown"} if job == "unknown" else {"train"}
-            assert {split[without_augmentation(path)] for path in items_of(record, "image")} <= allowed
+            assert {split[each] for path in items_of(record, "image") for each in originals_of(path)} <= allowed
             words = set(re.findall(r"[\w-]+", " ".join(items_of(record, "text"))))
             assert not words & held_out
             assert job in ("unknown", "talk") or not words & unknown
@@ -222,20 +226,24 @@ def test_a_change_changes_one_thing(cells: list[Cell], records: dict[str, list[d
         for record in records[job]:
             paths, asked = items_of(record, "image"), items_of(record, "text")[0]
             assert len({path.split("/")[1] for path in paths if path.startswith("augmented/")}) < 2, "alike"
-            before, after = (by_path[without_augmentation(path)] for path in paths)
-            one, other = before.emoji, after.emoji
-            assert (before.style != after.style) == (job == "restyle") and one.thing == other.thing
-            assert (one.tone != other.tone) == (job == "tone") and (one.gender != other.gender) == (job == "gender")
-            assert job != "restyle" or after.style in asked
-            assert job != "gender" or (other.gender or "person") in asked
-            if job == "tone":
-                assert other.tone.casefold() in asked.casefold() if other.tone else "ellow" in asked or "out" in asked
+            for before, after in zip(*map(originals_of, paths), strict=True):
+                before, after = by_path[before], by_path[after]
+                one, other = before.emoji, after.emoji
+                assert (before.style != after.style) == (job == "restyle") and one.thing == other.thing
+                assert (one.tone != other.tone) == (job == "tone") and (one.gender != other.gender) == (job == "gender")
+                assert job != "restyle" or after.style in asked
+                assert job != "gender" or (other.gender or "person") in asked
+                if job == "tone":
+                    tone = other.tone
+                    assert tone.casefold() in asked.casefold() if tone else "ellow" in asked or "out" in asked
+        assert any(len(originals_of(path)) == 2 for record in records[job] for path in items_of(record, "image"))
 
 
 def test_tars_hold_the_training_split_and_building_again_changes_nothing(
     cells: list[Cell], packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scripts.emoji.records.AUGMENTED_CHANGES_PER_CELL", 1)  # each is a file to wait for
+    for name in ("AUGMENTED_CHANGES_PER_CELL", "MIXED_CHANGES_PER_CELL"):  # each is a file to wait for
+        monkeypatch.setattr(f"scripts.emoji.records.{name}", 1)
     for cell in cells:  # what is there is not drawn again, so nothing else is needed
         path = tmp_path / "images" / cell.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,13 +266,29 @@ def test_an_augmentation_is_the_same_for_every_image() -> None:
         image.paste("white", (64, 0, 128, 128))
     seen = set()
     for number in (*LIT, *TRUE_COLORS, *OTHER_COLORS):
-        found = [np.asarray(augment(image, number)) for image in (left, right)]
+        found = [np.asarray(augment([image], number)) for image in (left, right)]
         drawn = [(image != 255).any(-1) for image in found]
         assert (drawn[0] == drawn[1]).all() and drawn[0].any(), "white stays white, all else is drawn at one place"
         assert number not in TRUE_COLORS or (found[0][drawn[0]] == (255, 0, 0)).all()
         assert number not in LIT or drawn[0][:, :50].any(), "not mirrored"
         seen.add(found[0].tobytes())
     assert len(seen) > 0.8 * (OTHER_COLORS.stop - LIT.start)
+
+
+def test_a_mixture_has_parts_of_two_images_at_the_same_places_in_every_style() -> None:
+    red, blue, green, white = (Image.new("RGB", (128, 128), color) for color in ("red", "blue", "lime", "white"))
+    shares = []
+    for number in (*MIXED[::4], *MIXED_COLORS[::4]):
+        mixed, alike, alone = (
+            np.asarray(augment(pair, number)) for pair in ((red, blue), (green, blue), (white, blue))
+        )
+        is_second = (alone < 128).any(-1)
+        assert (mixed[is_second] == alike[is_second]).all(), "the second image is where it is in all mixtures"
+        if number in MIXED:
+            pure = (mixed == (255, 0, 0)).all(-1) | (mixed == (0, 0, 255)).all(-1) | (mixed == 255).all(-1)
+            assert pure.mean() > 0.9, "each side shows one of both, on white"
+        shares.append(is_second.mean())
+    assert 0.2 < np.mean(shares) < 0.6 and np.std(shares) > 0.05
 
 
 def test_images_are_square_and_on_white(tmp_path: Path) -> None:
