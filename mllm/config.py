@@ -195,11 +195,13 @@ class MLLMConfig(PreTrainedConfig):
     image_top_k: int | None = None
     image_top_p: float = 1.0
     image_resamples: int = 0
-    """How often an image that fails the check of its plan is sampled again (mllm/engine/rejection.py)."""
+    """How often an image that fails the planner's check is sampled again (mllm/engine/rejection.py); 0: no check."""
 
     planner: str | None = None
-    """Dotted name, inside the package mllm, of the class that checks images against their plans, such as
+    """Dotted name, inside the package mllm, of the class that says what images are checked by, such as
     "mllm.world.plan.ScenePlanner". None: nothing is checked."""
+    styles: list[str] | None = None
+    """Names of the styles that it draws in, for a planner that looks for them in a request; the default first."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:

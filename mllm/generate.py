@@ -252,7 +252,7 @@ def generate_images(
 
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    if any(request.resamples for request in requests) and model.config.planner is not None:
+    if any(request.resamples for request in requests):
         processor = given.get("processor") or read_processor(model.config.name_or_path, model.device)
         was_training = model.training
         try:
@@ -345,6 +345,7 @@ def build_requests(
         if len(found) != len(prompts):
             raise ValueError(f"negative prompts must be one per prompt, got {len(found)} for {len(prompts)}")
         negatives = [insert(prompt, words, config) for prompt, words in zip(found, descriptions, strict=True)]
+    checks_plans = config.planner is not None and config.begin_plan_id is not None  # what words ask for is unknown here
     requests, seeds = [], iter(seeds_of(given, len(prompts)))
     for prompt, negative in zip(prompts, negatives, strict=True):
         grid = grid_of(given["size"], config) if "size" in given else layout.last_grid(prompt.token_ids_T.tolist())
@@ -358,7 +359,7 @@ def build_requests(
             given=settings,
             unconditional=negative,
             grid=grid,
-            resamples=builder.resamples(task, settings) if config.planner is not None else 0,
+            resamples=builder.resamples(task, settings) if checks_plans else 0,
             logits_processors=tuple(given.get("logits_processor") or ()),
         )
         requests += [replace(request, seed=next(seeds)) for _ in range(given["num_return_sequences"])]

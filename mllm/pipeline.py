@@ -44,7 +44,7 @@ from mllm.conversation import (
     unconditional,
 )
 from mllm.engine.loop import Engine
-from mllm.engine.rejection import stream_accepted
+from mllm.engine.rejection import Verdict, stream_accepted
 from mllm.engine.request import (
     PLAN_BUDGET,
     Done,
@@ -59,6 +59,7 @@ from mllm.engine.request import (
     TextDelta,
 )
 from mllm.engine.settings import (
+    SAMPLING_NAMES,
     Overrides,
     RequestBuilder,
     as_integer,
@@ -115,9 +116,19 @@ Questions = Callable[[str], Sequence[tuple[str, str]]]
 
 
 class Planner(Protocol):
-    """What a checkpoint's plans mean; an instance of the class that its config names as `planner`."""
+    """What a checkpoint's plans mean, and what its images are checked by; made of the config, which names its class as
+    `planner`."""
 
     name: str
+    sure: float
+    known: float
+    unknown: float
+    certain: float
+    """Scores (`Pipeline.score`) of images without a plan: from `sure` on an image stands, from `known` on a detour may
+    begin with it, and below `unknown` the model does not know what it was asked for, unless the name that it gives to
+    the image has at least the probability `certain`."""
+
+    def __init__(self, config: MLLMConfig) -> None: ...
 
     def can_check(self, plan: str) -> bool:
         """Whether an image can be compared with this plan."""
@@ -129,7 +140,12 @@ class Planner(Protocol):
         """Whether an answer in words says that something cannot be drawn."""
 
     def questions(self, prompt: str) -> Sequence[tuple[str, str]]:
-        """What to ask about an image of a prompt, each with the answer that a right image gets."""
+        """What to ask about an image of a prompt, each with the answer that a right image gets; the first what it
+        shows."""
+
+    def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
+        """Other ways to an image: a prompt of another image, and the change of that. Without any nothing is checked by
+        its score."""
 
 
 class Pipeline:
@@ -145,7 +161,7 @@ class Pipeline:
     ) -> None:
         self.model, self.processor, self.compile = model.eval(), processor, compile
         self.requests = RequestBuilder(model.config, model.generation_config, task_settings or {})
-        self.planner = load_planner(model.config.planner)
+        self.planner = load_planner(model.config)
         self._engine: Engine | None = None
         self._lock = Lock()
 
@@ -412,10 +428,11 @@ class Pipeline:
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(read_image(image))]
         (messages,) = self.describe([[Message("user", (*shown, text))]])
-        for budget in (1, DECLINE_BUDGET):  # mostly the first token says that it is an image
+        is_checked = bool(self._goal(messages[-1]))  # only when it has drawn it can tell
+        for budget in [None] if is_checked else [1, DECLINE_BUDGET]:  # mostly the first token says that it is an image
             asked: Overrides = {"seed": 0, "max_new_tokens": budget}
             (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
-            if result.image_refused:
+            if result.image_refused or result.images:
                 return None
         words = self.processor.to_text(result.text_ids)
         has_declined = self.planner.declines(words) if self.planner else result.finish_reason == "eos"
@@ -491,10 +508,18 @@ class Pipeline:
             grid=grid_of(size, self.config) if size is not None else grids[-1] if grids else None,
             seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
             resamples=self.requests.resamples(task, given),
+            goal=self._goal(messages[-1]),
             given_plan=None if plan is None else self._encode_plan(plan),
             window=self.requests.window(given),
             preview_every=given.get("preview_every"),
         )
+
+    def _goal(self, message: Message) -> str:
+        """What a message asks to draw, where the planner knows how to check it; "" for anything else."""
+        if self.planner is None or not all(isinstance(part, TextPart) for part in message.parts):
+            return ""
+        words = " ".join(part.text for part in message.parts if isinstance(part, TextPart))
+        return words if self.planner.detours(words) else ""
 
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
         text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
@@ -541,7 +566,7 @@ class Pipeline:
     def _stream(self, requests: Iterable[GenerationRequest | None]) -> Generator[Event, None, None]:
         """The events of answers whose images are decoded and checked. A request that is None: there is none for now."""
         layout = ImageLayout.from_config(self.config)
-        for event in stream_accepted(requests, stream=self._decoded_stream, check=self._follow_plans, layout=layout):
+        for event in stream_accepted(requests, stream=self._decoded_stream, check=self._check, layout=layout):
             if isinstance(event, Failed):
                 raise event.error
             yield event
@@ -553,6 +578,15 @@ class Pipeline:
                 (image,) = self.processor.decode_images([event.codes])
                 event = replace(event, codes=replace(event.codes, image=image))
             yield event
+
+    def _check(self, images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
+        """Images with a plan are compared with it, those of something that the planner can ask about are scored."""
+        verdicts: list[Verdict] = [*self._follow_plans(images)]
+        scored = [n for n, request in enumerate(requests) if request.goal and not images[n].plan]
+        found = self._recognize([images[n] for n in scored], [requests[n] for n in scored])
+        for n, verdict in zip(scored, found, strict=True):
+            verdicts[n] = verdict
+        return verdicts
 
     def _follow_plans(self, images: Sequence[ImageDone]) -> list[bool]:
         """Whether each image, described, shows what its plan says; true where there is nothing to compare."""
@@ -566,10 +600,56 @@ class Pipeline:
         found = {n: dialogue[0].parts[0].plan for n, dialogue in zip(checked, described, strict=True)}
         return [n not in found or self.planner.agrees(plan, found[n]) for n, plan in enumerate(plans)]
 
+    def _recognize(self, images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
+        """What becomes of drawings, by how probable the model finds it that each shows what was asked for.
 
-def load_planner(name: str | None) -> Planner | None:
+        One that it does not recognize is drawn by a detour if it recognizes the first image of that better. In a chat
+        the answer goes on in words if it recognizes neither, nor anything else in the drawing.
+        """
+        planner, goals = self.planner, [request.goal for request in requests]
+        verdicts: list[Verdict] = [True] * len(images)
+        shown = self.processor.decode_images([image.codes for image in images])
+        scores = self.score(shown, goals)
+        ways = [(n, *way) for n, goal in enumerate(goals) if scores[n] < planner.sure for way in planner.detours(goal)]
+        firsts = self._draw_alone([(requests[n], [TextPart(prompt)]) for n, prompt, _ in ways])
+        first_scores = self.score(self.processor.decode_images(firsts), [prompt for _, prompt, _ in ways])
+        found: dict[int, list[Part]] = {}
+        for (n, _, change), first, score in zip(ways, firsts, first_scores, strict=True):
+            if score > scores[n]:
+                scores[n], found[n] = score, [first, TextPart(change)]
+        found = {n: parts for n, parts in found.items() if scores[n] >= planner.known}
+        changed = self._draw_alone([(requests[n], parts) for n, parts in found.items()])
+        for n, codes in zip(found, changed, strict=True):
+            verdicts[n] = replace(codes, image=self.processor.decode_images([codes])[0])
+        unknown = [n for n, score in enumerate(scores) if score < planner.unknown and requests[n].mode == "interleaved"]
+        asked = [planner.questions(goals[n])[0][0] for n in unknown]
+        for n, certainty in zip(unknown, self._certainties([shown[n] for n in unknown], asked), strict=True):
+            verdicts[n] = "words" if certainty < planner.certain else verdicts[n]
+        return verdicts
+
+    def _draw_alone(self, asked: Sequence[tuple[GenerationRequest, Sequence[Part]]]) -> list[CodesPart]:
+        """Images that answer messages alone, sampled as those of a request; they are not checked."""
+        requests = []
+        for request, parts in asked:
+            own = {name: getattr(request.image, name) for name in SAMPLING_NAMES}
+            message = Message("user", tuple(parts))
+            task = "edit" if has_image(message) else "draw"
+            drawn = self.build_request([message], "image", task=task, overrides={**own, "seed": request.seed})
+            requests.append(replace(drawn, grid=request.grid, window=request.window, resamples=0))
+        return [result.images[0] for result in self.engine.generate(requests)]
+
+    def _certainties(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
+        """How probable the model finds its own answers about images, 0 to 1."""
+        asked = [(ImagePart(image), TextPart(question)) for image, question in zip(images, questions, strict=True)]
+        answers = self.answer([[Message("user", parts)] for parts in asked], "text", [0] * len(asked))
+        texts = ["".join(map(str, parts)) or "?" for parts in answers]
+        found = dict(zip(texts, questions, strict=True))
+        return self.score(images, texts, questions=lambda text: [(found[text], text)])
+
+
+def load_planner(config: MLLMConfig) -> Planner | None:
     """The planner that a config names, from inside this package only: a checkpoint brings no code."""
-    if name is None:
+    if (name := config.planner) is None:
         return None
     module, _, attribute = name.rpartition(".")
     try:
@@ -578,7 +658,7 @@ def load_planner(name: str | None) -> Planner | None:
         planner = None
     if not isinstance(planner, type):
         raise ValueError(f"planner must be the dotted name of a class inside mllm, got {name!r}; correct config.json")
-    return planner()
+    return planner(config)
 
 
 # ---- work that waits for texts ----

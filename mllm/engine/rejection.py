@@ -2,8 +2,8 @@
 
 In: requests, a function that decodes them and one that checks images. Out: the events of the answers that stand.
 Where an image fails, what came before it stays and the rest of the answer is sampled again, `resamples` times for each
-image at most; then it stands as it is. A result still depends on its request alone. Knows ids and codes; what is
-checked, and how, is the caller's.
+image at most; then it stands as it is. A check may also put another image in its place, or have the answer go on in
+words. A result still depends on its request alone. Knows ids and codes; what is checked, and how, is the caller's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from mllm.conversation import CodesPart
 from mllm.engine.request import (
@@ -38,7 +38,10 @@ CHECKED_TOGETHER = 16  # images are checked when so many wait, or a quarter of a
 
 Stream = Callable[[Iterable[GenerationRequest | None]], Iterator[Event]]
 """Decodes requests, asking for new ones at every turn (mllm/engine/loop.py `Engine.stream`)."""
-Check = Callable[[Sequence[ImageDone]], Sequence[bool]]  # whether each of these images may stand
+Verdict = bool | CodesPart | Literal["words"]
+"""Of an image: it stands, or is sampled again; this other image stands; or the answer goes on in words, without it."""
+Check = Callable[[Sequence[ImageDone], Sequence[GenerationRequest]], Sequence[Verdict]]
+"""The verdicts on images, given the requests that they are answers to."""
 
 
 def stream_accepted(
@@ -55,13 +58,13 @@ def stream_accepted(
 
     def check_waiting() -> None:
         waiting = {index: attempt for index, attempt in active.items() if attempt.held}
-        images = [image for attempt in waiting.values() for image in attempt.unchecked]
+        pairs = [(image, attempt.request) for attempt in waiting.values() for image in attempt.unchecked]
         enough = min(CHECKED_TOGETHER, max(1, len(active) // 4))
-        if not images or (len(images) < enough and len(waiting) < len(active)):
+        if not pairs or (len(pairs) < enough and len(waiting) < len(active)):
             return
-        results = iter(check(images))
+        verdicts = iter(check([image for image, _ in pairs], [request for _, request in pairs]))
         for index, attempt in waiting.items():
-            ready.extend(attempt.release([next(results) for _ in attempt.unchecked]))
+            ready.extend(attempt.release([next(verdicts) for _ in attempt.unchecked]))
             if attempt.is_rejected:
                 rejected.append(active.pop(index))
             elif attempt.is_finished:
@@ -111,6 +114,7 @@ class Attempt:
     resampled: int = 0  # tries of all images, beyond the first ones
     prefix: list[int] = field(default_factory=list)  # the tokens that stood when this try began
     is_rejected: bool = False
+    is_refused: bool = False  # it goes on in words
     is_finished: bool = False
 
     @property
@@ -133,6 +137,7 @@ class Attempt:
             unconditional=unconditional and extend_sequence(unconditional, unguided_ids, images),
             max_new_tokens=budget and budget - len(self.prefix),
             seed=(self.request.seed + self.resampled * SEED_STRIDE) % NUM_SEEDS,
+            mode="text" if self.is_refused else self.request.mode,
         )
 
     def take(self, event: Event) -> Iterator[Event]:
@@ -142,16 +147,24 @@ class Attempt:
         else:
             yield self._accept(event)
 
-    def release(self, results: Sequence[bool]) -> Iterator[Event]:
-        """Pass on what was held, up to the first image that must be sampled again."""
+    def release(self, verdicts: Sequence[Verdict]) -> Iterator[Event]:
+        """Pass on what was held, up to the first image after which the answer must be sampled again."""
         held, self.held = self.held, []
-        is_right = iter(results)
-        for event in held:
+        found = iter(verdicts)
+        for number, event in enumerate(held):
             if isinstance(event, ImageDone):
-                if not next(is_right) and self.tries < self.request.resamples:
+                verdict = next(found)
+                if verdict == "words" or (verdict is False and self.tries < self.request.resamples):
+                    self.is_refused = verdict == "words"
                     self.tries, self.resampled, self.is_rejected = self.tries + 1, self.resampled + 1, True
                     return
                 self.tries = 0
+                if isinstance(verdict, CodesPart):
+                    yield self._accept(replace(event, codes=verdict))
+                    if not all(isinstance(later, Done) for later in held[number + 1 :]):  # what follows saw the other
+                        self.resampled, self.is_rejected = self.resampled + 1, True
+                        return
+                    continue
             yield self._accept(event)
 
     def _accept(self, event: Event) -> Event:

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from mllm.conversation import ImagePart, Message, Mode, TextPart
+from mllm.emoji import DRAW, GENDER, NAME, RESTYLE, TONE
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.intervals import Rate, as_rate, as_values
@@ -34,8 +35,6 @@ from tokenizer.unitok import UniTok
 PROTOCOL = "emoji-2"
 """Name of the protocol; it changes when numbers are no longer comparable."""
 CELLS_FILE, IMAGE_FOLDER = "cells.jsonl", "images"
-DRAW, NAME = "Draw {name}, {style} style.", "What is this?"
-RESTYLE, TONE, GENDER = "Draw it in {style} style.", "Make the skin {tone}.", "Make it a {gender}."
 DONT_KNOW = "don't know"
 """In every answer that says so."""
 ROUND_TRIP = "round trip"

@@ -17,6 +17,7 @@ from fractions import Fraction
 from random import Random
 from typing import NamedTuple, Self, TypeVar
 
+from mllm.config import MLLMConfig
 from mllm.sequence import Grid
 from mllm.world.dialogue import Question, say_question
 from mllm.world.scene import ATTRIBUTES, BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
@@ -242,9 +243,15 @@ class ScenePlanner:
     agrees = staticmethod(agree)
     questions = staticmethod(ask_about)
 
+    def __init__(self, config: MLLMConfig | None = None) -> None:
+        """Nothing depends on the config."""
+
     def can_check(self, plan: str) -> bool:
         """Free words of a person that are no plan cannot be compared with an image."""
         return read_plan(plan) is not None
 
     def declines(self, words: str) -> bool:
         return DECLINES.search(words) is not None
+
+    def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
+        return []

@@ -11,7 +11,7 @@ import torch
 from mllm.conversation import CodesPart, from_chat
 from mllm.engine.loop import Engine
 from mllm.engine.rejection import SEED_STRIDE as STRIDE
-from mllm.engine.rejection import Check, answer_ids, stream_accepted
+from mllm.engine.rejection import Check, Verdict, answer_ids, stream_accepted
 from mllm.engine.request import Done, Event, GenerationRequest, GenerationResult, ImageDone, ImageProgress, TextDelta
 from mllm.pipeline import Pipeline, load_planner
 from mllm.sampling import SamplingConfig
@@ -59,7 +59,8 @@ def results_of(events: Sequence[Sequence[Event]]) -> list[GenerationResult]:
 def by_codes(is_right: Callable[[list], bool], seen: list[int] | None = None) -> Check:
     """A check of the codes; how many images it saw at once is noted."""
 
-    def check(images: Sequence[ImageDone]) -> list[bool]:
+    def check(images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
+        assert len(images) == len(requests)
         if seen is not None:
             seen.append(len(images))
         return [is_right(image.codes.codes_KN.tolist()) for image in images]
@@ -110,6 +111,46 @@ def test_what_came_before_the_image_stays(pipeline: Pipeline) -> None:
     assert all(isinstance(a, CodesPart) or isinstance(b, CodesPart) for a, b in pairwise(result.parts))
 
 
+def test_another_image_can_stand_in_the_place_of_one_and_the_answer_goes_on_from_it(pipeline: Pipeline) -> None:
+    (drawing,) = build_requests(pipeline, "image", 1, resamples=1)
+    (other,) = Engine(pipeline.model).generate([replace(drawing, seed=99)])[0].images
+    events = run(pipeline, [drawing], lambda images, requests: [other for _ in images])[0]
+    (result,), (told,) = results_of([events]), [event for event in events if isinstance(event, ImageDone)]
+    assert result.images == [told.codes] == [other] and result.seed == drawing.seed
+
+    (request,) = build_requests(pipeline, "interleaved", 1, resamples=1)
+    (first,) = Engine(pipeline.model).generate([request])
+    wrong = first.images[0].codes_KN.tolist()
+    exchange = lambda images, requests: [  # noqa: E731
+        other if image.codes.codes_KN.tolist() == wrong else True for image in images
+    ]
+    (result,) = results_of(run(pipeline, [request], exchange))
+    end = next(n for n, part in enumerate(first.parts) if isinstance(part, CodesPart))
+    begun = [*first.parts[:end], other]
+    token_ids = answer_ids(begun, first.plans[:1], ImageLayout.from_config(pipeline.config))
+    told_before = replace(
+        request,
+        prompt=extend_sequence(request.prompt, token_ids, [other]),
+        max_new_tokens=request.max_new_tokens - len(token_ids),
+        seed=request.seed + STRIDE,
+    )
+    (rest,) = Engine(pipeline.model).generate([told_before])
+    assert result.token_ids == token_ids + rest.token_ids and len(rest.token_ids) > 1, "sampled again: it saw another"
+    assert result.images[0] == other and len(result.images) == 1 + len(rest.images)
+
+
+def test_an_answer_whose_image_is_refused_goes_on_in_words(pipeline: Pipeline) -> None:
+    (request,) = build_requests(pipeline, "interleaved", 1, resamples=1)
+    (first,) = Engine(pipeline.model).generate([request])
+    assert first.images
+    events = run(pipeline, [request], lambda images, requests: ["words" for _ in images])[0]
+    (result,) = results_of([events])
+    assert not result.images and not any(isinstance(event, ImageDone) for event in events)
+    before = first.parts[0] if isinstance(first.parts[0], list) else []
+    assert result.text_ids[: len(before)] == before and len(result.text_ids) > len(before)
+    assert [event.token_id for event in events if isinstance(event, TextDelta)] == result.text_ids
+
+
 def test_together_and_alone_the_answers_are_equal_and_events_tell_what_stands(pipeline: Pipeline) -> None:
     requests = build_requests(pipeline, "interleaved", 2, resamples=2, guidance=2.0)
     requests += build_requests(pipeline, "interleaved", 1, resamples=2)
@@ -145,7 +186,7 @@ def test_the_next_try_is_asked_for_while_other_answers_are_not_begun(
     for event in stream_accepted(
         requests,
         stream=stream,
-        check=lambda images: [len(taken) > 3 for _ in images],
+        check=lambda images, requests: [len(taken) > 3 for _ in images],
         layout=ImageLayout.from_config(pipeline.config),
     ):
         if isinstance(event, Done):
@@ -178,5 +219,6 @@ def test_a_model_without_a_planner_draws_once(tmp_path: Path) -> None:
     once, thrice = (plain.draw("a red circle", seed=1, resamples=n)[0].tobytes() for n in (0, 3))
     assert plain.planner is None and once == thrice
     for name in ("json.JSONDecoder", "mllm.nowhere.Planner", "mllm.world.plan.Nothing", "mllm.world.plan.plan_of"):
+        plain.config.planner = name
         with pytest.raises(ValueError):  # planners come from this package only
-            load_planner(name)
+            load_planner(plain.config)
