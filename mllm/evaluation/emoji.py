@@ -159,6 +159,7 @@ def measure_emoji(
     """
     size, images, sampling = pipeline.config.image_size, folder / IMAGE_FOLDER, sampling or {}
     scores: dict[str, dict] = {}
+    checks = {"resamples": pipeline.config.image_resamples}  # 0: single attempts, which the model does not look at
     sampled = Random(f"{ROUND_TRIP}/{seed}").sample(cells, min(count, len(cells)))
     drawings, decibels = round_trip(sampled, images, pipeline.processor.need_image_tokenizer())
     for group in groups:
@@ -176,7 +177,7 @@ def measure_emoji(
         draw_sheet(drawings, sheet, size=size)
     return {
         "protocol": PROTOCOL,
-        **describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=size, more={}),
+        **describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=size, more=checks),
         "data": fingerprint_of(folder / CELLS_FILE),
         "round_trip": ceiling,
         "scores": {group.name: scores[group.name] for group in groups},

@@ -39,6 +39,8 @@ DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 4
 TALKS_PER_CELL = 2
 MAX_IMAGES_OF_TALK = 5
+SHOWN_IN_TALKS = 0.35
+"""Of the things that a conversation turns to, how many the user shows and does not ask for."""
 AUGMENTED_CHANGES_PER_CELL, MIXED_CHANGES_PER_CELL = 8, 4
 AUGMENTED_DIALOGUES_PER_CELL = 1
 LIT, TRUE_COLORS, OTHER_COLORS = range(64), range(64, 128), range(128, 192)
@@ -320,16 +322,21 @@ class RecordWriter:
                 turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
             cell, num_images = first, rng.randint(0, MAX_IMAGES_OF_TALK)
             while num_images:
-                turns.append(self._drawing(cell, rng))
+                # shown by the user, it is augmented like all that becomes of it, which cannot be known by heart either
+                number = rng.choice(LIT) if num_images > 1 and rng.random() < SHOWN_IN_TALKS else None
+                shown: list[Item] = [] if number is None else [Augmented(cell, number)]
+                if number is None:
+                    turns.append(self._drawing(cell, rng))
                 num_images -= 1
-                if num_images and rng.random() < 0.4:
+                while num_images and rng.random() < (0.8 if shown else 0.4):
                     change = rng.choice([self._restyling, self._tone, self._gender])
                     if (turn := change(cell, rng)) is not None:
-                        turns.append(turn)
                         cell = next(item for item in turn[1] if isinstance(item, Cell))
-                        num_images -= 1
-                if rng.random() < 0.25:
-                    turns.append(rng.choice([self._name, self._style, self._group, self._both])(cell, rng))
+                        turns.append(([*shown, *turn[0]], [cell if number is None else Augmented(cell, number)]))
+                        num_images, shown = num_images - 1, []
+                if shown or rng.random() < 0.25:
+                    question, answer = rng.choice([self._name, self._style, self._group, self._both])(cell, rng)
+                    turns.append(([*shown, *question], answer))
                 if rng.random() < 0.2:
                     turns.append(said(*rng.choice(THANKS)))
                 if rng.random() < 0.25:
