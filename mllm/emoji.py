@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from mllm.config import MLLMConfig
 
-DRAW, NAME, STYLE = "Draw {name}, {style} style.", "What is this?", "Which style is this?"
+DRAW = "Draw {name}, {style} style."
+NAME, STYLE, IS_IT = "What is this?", "Which style is this?", "Is this {name}?"
 RESTYLE, TONE, GENDER = "Draw it in {style} style.", "Make the skin {tone}.", "Make it a {gender}."
 
 ASKS = re.compile(
@@ -75,8 +76,9 @@ class EmojiPlanner:
         return NamedThing(phrase, named or self.styles[0])
 
     def questions(self, prompt: str) -> Sequence[tuple[str, str]]:
+        """The name and the style; of a prompt that says these in no known way, whether the image is that."""
         found = self.read(prompt)
-        return [(NAME, found.name), (STYLE, found.style)] if found else []
+        return [(NAME, found.name), (STYLE, found.style)] if found else [(IS_IT.format(name=prompt.strip(" .")), "yes")]
 
     def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
         found = self.read(prompt)

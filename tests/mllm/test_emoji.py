@@ -44,7 +44,8 @@ def test_a_request_names_a_thing_and_a_style_or_nothing_is_checked() -> None:
         *("Draw it in flat style.", "Now gradient style.", "Make the skin dark.", "another one", "Gradient, please."),
         *("something about clock, thirty", "an emoji for joy", "the same in gradient", "", "Draw"),
     ):
-        assert planner.read(prompt) is None and not planner.detours(prompt) and not planner.questions(prompt)
+        assert planner.read(prompt) is None and not planner.detours(prompt)
+        assert [answer for _, answer in planner.questions(prompt)] == ["yes"]
     assert not EmojiPlanner(MLLMConfig()).detours(FOX), "without styles"
 
 

@@ -104,7 +104,8 @@ def test_nothing_that_was_declined_is_right(folder: Path, cells: list[Cell], sco
 class Oracle:
     """A pipeline that draws the apple, calls everything an apple, and knows nothing of what is held out."""
 
-    config = SimpleNamespace(image_guidance=1, image_temperature=0.7, image_top_k=None, image_top_p=1, image_size=SIZE)
+    settings = {"image_guidance": 1, "image_temperature": 0.7, "image_top_k": None, "image_top_p": 1}
+    config = SimpleNamespace(**settings, image_resamples=0, image_size=SIZE)
 
     def __init__(self, image: Image.Image) -> None:
         self.image, self.model = image, nn.Linear(2, 3)
