@@ -32,9 +32,14 @@ def newest_checkpoint(output: Path) -> Path | None:
     return next(reversed(checkpoints_in(output)), None)
 
 
+def is_finished(newest: Path | None, num_steps: int) -> bool:
+    """Whether a run has made its last step, by its newest checkpoint."""
+    return newest is not None and int(newest.name.removeprefix("checkpoint-")) >= num_steps
+
+
 def resumes(checkpoint: Path, num_steps: int) -> str:
     """What the log says when a run resumes. A finished one does nothing, however its recipe has changed."""
-    if int(checkpoint.name.removeprefix("checkpoint-")) < num_steps:
+    if not is_finished(checkpoint, num_steps):
         return f"resuming from {checkpoint}"
     return f"{checkpoint.parent} is finished: set more steps to continue it, or another output to train anew"
 

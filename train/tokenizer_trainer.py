@@ -105,7 +105,8 @@ class TokenizerTrainer:
         is_main = self.accelerator.is_main_process
         self.log: MetricsLog | None = None
         if is_main:
-            write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
+            if self.step < recipe.steps:  # the recipe of a finished run stays
+                write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
             self.log = MetricsLog(recipe.output / "metrics.jsonl", resumed_step=self.step)
         started, first = time.monotonic(), self.step
         progress = tqdm(total=recipe.steps, initial=first, desc="image tokenizer", mininterval=5, disable=not is_main)

@@ -103,14 +103,16 @@ def train_mllm(recipe: MLLMRecipe) -> None:
 
 
 def prepare_output(recipe: MLLMRecipe, arguments: TrainingArguments) -> None:
-    """Write the resolved recipe and make the newest checkpoint loadable; the first process does so for all."""
+    """Write the resolved recipe, unless the run is finished, and make the newest checkpoint loadable; the first process
+    does so for all."""
     state = PartialState()
     newest = newest_checkpoint(recipe.output)
     if newest is not None:
         checkpoints.check_sharding(newest, sharding_of_run(arguments))
     if state.is_main_process:
         recipe.output.mkdir(parents=True, exist_ok=True)
-        write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
+        if not checkpoints.is_finished(newest, arguments.max_steps):
+            write_text(recipe.output / "recipe.yaml", as_yaml(recipe))
         shutil.rmtree(recipe.output / UNFINISHED, ignore_errors=True)
         if newest is not None and checkpoints.needs_resharding(newest, arguments.world_size):
             checkpoints.write_universal(newest)

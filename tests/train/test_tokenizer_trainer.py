@@ -73,6 +73,12 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     assert not same(final, weights(recipe.output / "checkpoint-8"))  # it is the average
 
 
+def test_a_finished_run_keeps_its_recipe(tmp_path: Path) -> None:
+    for learning_rate in (3e-3, 5e-3):
+        train(tmp_path / "run", steps=1, learning_rate=learning_rate)
+    assert resolve(TokenizerRecipe, read_yaml(tmp_path / "run" / "recipe.yaml")).learning_rate == 3e-3
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "discriminator"])
 def test_a_diverged_run_ends_before_it_is_saved(tmp_path: Path, part: str) -> None:
     recipe = everything(tmp_path, tmp_path / "run", save_every=1)

@@ -17,7 +17,7 @@ from train import recipe as recipes
 from train.checkpoints import ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
-from train.trainer import LossMonitor, check_supported, train_mllm, training_arguments
+from train.trainer import LossMonitor, check_supported, prepare_output, train_mllm, training_arguments
 
 
 @pytest.fixture
@@ -69,6 +69,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, opti
     assert losses(recipe.output) == whole
     assert same(weights(recipe.output / "final"), final)
     assert not (recipe.output / ".unfinished" / "checkpoint-4").exists()
+
+
+def test_a_finished_run_keeps_its_recipe(short: MLLMRecipe) -> None:
+    def prepared(step: int, **changes: object) -> MLLMRecipe:
+        (short.output / f"checkpoint-{step}").mkdir(parents=True)
+        recipe = dataclasses.replace(short, **changes)
+        prepare_output(recipe, training_arguments(recipe))
+        return recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output / "recipe.yaml"))
+
+    assert prepared(2, rows=3).rows == 3  # resumes
+    assert prepared(3, rows=5).rows == 3
 
 
 def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe: MLLMRecipe) -> None:
