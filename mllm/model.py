@@ -361,6 +361,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         `return_dict_in_generate=True` and for mixed answers a `GenerateOutput` (mllm/generate.py)."""
         from mllm.generate import generate_images, generate_text
 
+        if isinstance(generation_config, dict):
+            generation_config = GenerationConfig(**generation_config)
         options["generation_config"] = generation_config
         is_assistant = bool(getattr(generation_config, "is_assistant", False))  # of transformers' assisted decoding
         input_ids = inputs if inputs is not None else options.get("input_ids")

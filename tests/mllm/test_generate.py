@@ -202,6 +202,15 @@ def test_images_of_other_sizes_keep_theirs(tmp_path: Path) -> None:
     assert codes.shape == (1, 6 * 3)
 
 
+def test_a_generation_config_may_be_a_dict(model: MLLMForConditionalGeneration, processor: MLLMProcessor) -> None:
+    for mode, settings in (("text", {"max_new_tokens": 3, "do_sample": False}), ("image", {"seed": 1, "top_k": 5})):
+        inputs = {**processor(text="a red circle", generation_mode=mode), "generation_mode": mode}
+        expected = model.generate(**inputs, generation_config=GenerationConfig(**settings))
+        assert model.generate(**inputs, generation_config=settings).equal(expected)
+    with pytest.raises(ValueError, match="num_beams"):
+        model.generate(**inputs, generation_config={"num_beams": 4})
+
+
 def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
     model: MLLMForConditionalGeneration, processor: MLLMProcessor
 ) -> None:
