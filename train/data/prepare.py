@@ -139,7 +139,7 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
     saved = {path.parent for path in inside if path.name == raw_files.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
-    captions = {image.with_suffix(f".{ending}") for image in images for ending in raw_files.CAPTIONS}
+    captions = raw_files.find_captions(inside)
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
     stated = {stem for path, stem in stems.items() if path.name.endswith("_stats.json")}
@@ -154,13 +154,11 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
     has_codes = raw_files.holds_codes(source)
     if not (records or saved or images or has_codes):
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
-    is_read, there = {*records, *images, *captions}, set(inside)
+    is_read = {*records, *images, *captions.values()}
     unread = [path for path in inside if path not in is_read and not (has_codes and path.suffix == ".npy")]
     unread += [path for path in sorted(source.rglob("*")) if path.is_symlink() and not path.is_file()]
     if records or saved:  # which name their images; others have captions of their own
-        unread += [
-            image for image in images if any(image.with_suffix(f".{end}") in there for end in raw_files.CAPTIONS)
-        ]
+        unread += captions
     if unread:
         names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
         logger.warning("%s: not read: %s (%d in all)", source, names, len(unread))

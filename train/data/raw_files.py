@@ -18,7 +18,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, islice
@@ -389,19 +389,31 @@ def files_below(folder: Path) -> list[Path]:
     return [folder / path for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
 
 
+def find_captions(files: Sequence[Path]) -> dict[Path, Path]:
+    """Those of the files that are images with a caption, and the file of the caption; endings in any case."""
+    named = {file.with_suffix(file.suffix.lower()): file for file in files}
+    found = {}
+    for image in (file for file in files if file.suffix.lower() in IMAGE_ENDINGS):
+        beside = (named.get(image.with_suffix(f".{ending}")) for ending in CAPTIONS)
+        if caption := next(filter(None, beside), None):
+            found[image] = caption
+    return found
+
+
 def _images(path: Path) -> Iterator[RawItem]:
     """Images in the order of their names, with captions from files next to them and classes from sub-folders."""
     subfolders = sorted(child.name for child in path.glob("[!.]*") if child.is_dir())
     number_of = {name: index for index, name in enumerate(subfolders)}
-    for file in files_below(path):
+    files = files_below(path)
+    captions = find_captions(files)
+    for file in files:
         if file.suffix.lower() not in IMAGE_ENDINGS:
             continue
         inside = file.relative_to(path)
         row: dict[str, Any] = {"image": str(file.resolve())}
-        beside = (file.with_suffix(f".{ending}") for ending in CAPTIONS)
-        if caption := next(filter(Path.is_file, beside), None):
+        if file in captions:
             try:
-                row["caption"] = _words_of(caption.read_bytes())
+                row["caption"] = _words_of(captions[file].read_bytes())
             except BadRecord as error:
                 yield RawItem(str(inside), error)
                 continue

@@ -221,7 +221,7 @@ def test_every_file_of_a_folder_is_read_or_named(
     assert prepare(parquet, out=tmp_path / "3")["records"] == 1
     for ending in ("png", "bmp", "gif", "tif", "jfif", "JPG"):
         Image.new("RGB", (32, 32), "red").save(images / f"{ending}.{ending}")
-        (images / f"{ending}.txt").write_text(ending)
+        (images / f"{ending}.{'TXT' if ending == 'JPG' else 'txt'}").write_text(ending)
     (images / "x.heic").write_bytes(b"?")
     (images / "._x.jpg").write_bytes(b"what a system left")
     (images / "link").symlink_to(tars)
