@@ -8,7 +8,7 @@ Letters: B batch, H W pixels.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -29,6 +29,9 @@ ImageSource = Image.Image | str | Path | bytes | bytearray | memoryview | np.nda
 """An image, its file (path, `file:` or `http:` address, bytes, `data:` URL), or its values."""
 IMAGE_ENDINGS = tuple(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .jfif .jpe .avif .jp2 .ppm .pgm .tga".split())
 """Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
+UNREAD_FORMATS = {".heic": "HEIC", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JPEG XL", ".svg": "SVG"}
+"""Formats of images that Pillow cannot read, by their endings in lower case."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1")  # bytes 8 to 12, after "ftyp"
 CLIP_MEAN_COLOR = (122, 116, 104)
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_RATIO = 200  # of the longer side to the shorter; Qwen2-VL's bound
@@ -199,15 +202,25 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
-        with file, Image.open(file) as image:
-            image.load()
-            return image
+        with file:
+            head = file.read(12)
+            file.seek(0)
+            with Image.open(file) as image:
+                image.load()
+                return image
     except UnidentifiedImageError as error:
         if not size:
             raise ValueError(f"{name} must be an image, got an empty file; download or save it again") from error
-        raise ValueError(f"{name} must be an image, got an unknown format; convert it to PNG or JPEG") from error
+        found = "HEIC" if head[4:8] == b"ftyp" and head[8:] in HEIC_BRANDS else "an unknown format"
+        raise ValueError(f"{name} must be an image, got {found}; convert it to PNG or JPEG") from error
     except Exception as error:  # decoders raise anything on damaged files
         raise damaged(name, error) from error
+
+
+def unread_format(endings: Iterable[str]) -> str | None:
+    """The sentence that refuses images in formats that are not read, if any of these lower-case endings is of one."""
+    found = ", ".join(dict.fromkeys(UNREAD_FORMATS[ending] for ending in endings if ending in UNREAD_FORMATS))
+    return f"an image must be PNG, JPEG or another format that can be read, got {found}; convert it" if found else None
 
 
 def damaged(name: str, error: Exception) -> ValueError:

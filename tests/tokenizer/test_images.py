@@ -159,6 +159,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         with pytest.raises((FileNotFoundError, ValueError)) as raised:
             read_image(source)
         assert len(str(raised.value)) < 500, source
+    with pytest.raises(ValueError, match="got HEIC; convert it"):
+        read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     assert read_image(Image.new("RGB", (1, 200))).size == (1, 200)
 
 

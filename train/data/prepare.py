@@ -37,7 +37,7 @@ from mllm.files import counted, only_writer, read_json, write_image, write_json
 from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
-from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images
+from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images, unread_format
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data import raw_files, shards
 from train.data.formats import COLUMNS, LAYOUTS, find_format, read_record, renamed
@@ -152,7 +152,10 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
     }
     records = [path for path in records if path not in about]
     has_codes = raw_files.holds_codes(source)
+    wrong = unread_format(path.suffix.lower() for path in inside)
     if not (records or saved or images or has_codes):
+        if wrong:
+            raise ValueError(f"{source}: {wrong}")
         raise ValueError(f"{source} must hold images or files of {', '.join(RECORD_ENDINGS)}, got neither")
     is_read = {*records, *images, *captions.values()}
     unread = [path for path in inside if path not in is_read and not (has_codes and path.suffix == ".npy")]
@@ -161,7 +164,7 @@ def _files_in(source: Path, out: Path | None) -> list[Path]:
         unread += captions
     if unread:
         names = ", ".join(path.name for path in unread[:5]) + (" ..." if len(unread) > 5 else "")
-        logger.warning("%s: not read: %s (%d in all)", source, names, len(unread))
+        logger.warning("%s: not read: %s (%d in all)%s", source, names, len(unread), f"; {wrong}" if wrong else "")
     return [*records, *sorted(saved)] or [source]
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet
 from webdataset.tariterators import base_plus_ext
 
 from mllm.files import TOO_DEEP, parse_json, read_json
-from tokenizer.images import IMAGE_ENDINGS
+from tokenizer.images import IMAGE_ENDINGS, unread_format
 from train.data.records import BadRecord
 
 logger = logging.getLogger(__name__)
@@ -360,6 +360,8 @@ def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
         row["caption"] = caption
     if "cls" in texts:
         row["class"] = texts["cls"].strip()
+    if image is None and (wrong := unread_format(f".{ending}" for ending in files)):
+        raise BadRecord(wrong)
     if image is None or len(row) == 1:
         raise BadRecord(
             "a sample must have an image and, next to it in the tar, a .txt, .caption, .json or .cls, got "

@@ -33,7 +33,7 @@ from mllm.world.dialogue import ImageRef
 from mllm.world.language import describe
 from mllm.world.render import IMAGE_KINDS
 from mllm.world.scene import SceneObject, random_scene_for
-from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes
+from tokenizer.images import IMAGE_ENDINGS, read_image, to_bytes, unread_format
 from tokenizer.text_tower import EncodeCaptions
 from train.data.raw_files import TarMember, TarSample, kind_of, read_member, read_tar
 from train.recipe import ShardsRecipe, TokenizerRecipe
@@ -297,6 +297,8 @@ def _content(shard: Path, members: dict[str, TarMember], *endings: str) -> bytes
     for ending in endings:
         if (member := members.get(ending[1:])) is not None:
             return read_member(shard, member)
+    if endings == IMAGE_ENDINGS and (wrong := unread_format(f".{ending}" for ending in members)):
+        raise ValueError(wrong)
     got = ", ".join(f".{ending}" for ending in members)
     raise ValueError(
         f"it must have a member {' or '.join(endings)}, got {got} (of a sample, they must be next to each other in the "

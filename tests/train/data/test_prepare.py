@@ -226,7 +226,13 @@ def test_every_file_of_a_folder_is_read_or_named(
     (images / "._x.jpg").write_bytes(b"what a system left")
     (images / "link").symlink_to(tars)
     assert prepare(images, out=tmp_path / "2")["records"] == 6
-    assert "x.heic, link" in caplog.text
+    assert "x.heic, link" in caplog.text and "got HEIC; convert it" in caplog.text
+    (tmp_path / "raw" / "heic").mkdir()
+    (images / "x.heic").rename(tmp_path / "raw" / "heic" / "X.HEIC")
+    (tmp_path / "raw" / "heic.tar").write_bytes(tar_of({"x.HEIC": b"?", "x.txt": b"a"}))
+    for name in ("heic", "heic.tar"):
+        with pytest.raises(ValueError, match="got HEIC; convert it"):
+            prepare(tmp_path / "raw" / name, out=tmp_path / name)
 
 
 def test_codes_in_records_are_kept_and_an_image_of_several_records_is_encoded_once(

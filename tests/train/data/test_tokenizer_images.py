@@ -115,6 +115,9 @@ def test_bad_records_stop_training_or_are_counted(tmp_path: Path) -> None:
     for record in records:
         with pytest.raises(ValueError, match=f"sample {record.sample.name} of .*bad.tar"):
             reading([tmp_path / "bad.tar"]).read(record)
+    (tmp_path / "heic.tar").write_bytes(tar_of({"d.heic": b"?", "d.txt": b"4"}))
+    with pytest.raises(ValueError, match=r"heic\.tar is invalid: .* got HEIC; convert it"):
+        next(iter(reading([tmp_path / "heic.tar"])))
     stream = reading([good, tmp_path / "bad.tar"], skip_bad_records=True)
     assert sorted(item["text_ids"].item() for item in islice(stream, 4)) == [0, 0, 1, 1]
     assert stream.num_skipped >= 3
