@@ -14,11 +14,13 @@ from transformers import pipeline as transformers_pipeline
 from transformers.generation.streamers import TextStreamer
 
 from mllm.checkpoint import find_model_folder
-from mllm.conversation import TextPart, from_chat
+from mllm.conversation import Message, TextPart, from_chat
+from mllm.engine.request import GenerationRequest
 from mllm.generate import describe, insert, read_prompts
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Done, Pipeline
 from mllm.processor import MLLMProcessor
+from mllm.sequence import build_sequence
 from mllm.world.dialogue import edit_sentence, propose_edit, propose_question, say_question
 from mllm.world.language import make_draw_request
 from mllm.world.render import render
@@ -209,6 +211,19 @@ def test_a_generation_config_may_be_a_dict(model: MLLMForConditionalGeneration, 
         assert model.generate(**inputs, generation_config=settings).equal(expected)
     with pytest.raises(ValueError, match="num_beams"):
         model.generate(**inputs, generation_config={"num_beams": 4})
+
+
+def test_a_description_is_asked_for_as_it_is_learned_with_describe_share(
+    processor: MLLMProcessor, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an image without a question (train/data/mixture.py `choose_sample`)."""
+    learned = [Message("user", tuple(processor.encode_images([IMAGE]))), Message("assistant", (TextPart("a star"),))]
+    sequence = build_sequence(learned, tokenizer=processor.tokenizer, config=pipeline.config)
+    asked = processor(IMAGE)["input_ids"][0].tolist()
+    requests: list[GenerationRequest] = []
+    monkeypatch.setattr(pipeline, "events", requests.append)
+    pipeline.chat([user(IMAGE)])
+    assert asked == requests[0].prompt.token_ids_T.tolist() == sequence.token_ids_T[: len(asked)].tolist()
 
 
 def test_what_cannot_be_done_is_refused_and_what_asks_for_nothing_is_not(
