@@ -20,7 +20,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, get_args
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, Unpack, get_args
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from mllm.conversation import (
 from mllm.engine.loop import Engine
 from mllm.engine.rejection import Verdict, stream_accepted
 from mllm.engine.request import (
+    NUM_SEEDS,
     PLAN_BUDGET,
     Done,
     Event,
@@ -121,12 +122,17 @@ class Planner(Protocol):
 
     name: str
     sure: float
+    unsure: float
     known: float
     unknown: float
     certain: float
-    """Scores (`Pipeline.score`) of images without a plan: from `sure` on an image stands, from `known` on a detour may
-    begin with it, and below `unknown` the model does not know what it was asked for, unless the name that it gives to
-    the image has at least the probability `certain`."""
+    """Scores (`Pipeline.score`) of images without a plan: from `sure` on a changed image stands, from `unsure` on one
+    that was drawn, and from `known` on a detour may begin with an image. Below `unknown` the model does not know what
+    it was asked for, unless the name that it gives to the image has at least the probability `certain`."""
+    temperature: float
+    """Of the candidates for an image that does not stand."""
+    describes: Sequence[str]
+    """Questions about an image that is to be changed."""
 
     def __init__(self, config: MLLMConfig) -> None: ...
 
@@ -146,6 +152,17 @@ class Planner(Protocol):
     def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
         """Other ways to an image: a prompt of another image, and the change of that. Without any nothing is checked by
         its score."""
+
+    def changed(self, words: str, seen: Sequence[str]) -> Sequence[str]:
+        """Prompts of what a change makes of an image, by the answers to what `describes` asks; any of them is right.
+        Without any the words ask for no change that can be checked."""
+
+
+class Goal(NamedTuple):
+    """What the last message of a dialogue asks for."""
+
+    words: str
+    image: CodesPart | None  # that is to be changed
 
 
 class Pipeline:
@@ -428,7 +445,7 @@ class Pipeline:
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(read_image(image))]
         (messages,) = self.describe([[Message("user", (*shown, text))]])
-        is_checked = bool(self._goal(messages[-1]))  # only when it has drawn it can tell
+        is_checked = self._goal(messages) is not None  # only when it has drawn it can tell
         for budget in [None] if is_checked else [1, DECLINE_BUDGET]:  # mostly the first token says that it is an image
             asked: Overrides = {"seed": 0, "max_new_tokens": budget}
             (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
@@ -508,18 +525,21 @@ class Pipeline:
             grid=grid_of(size, self.config) if size is not None else grids[-1] if grids else None,
             seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
             resamples=self.requests.resamples(task, given),
-            goal=self._goal(messages[-1]),
+            goal=self._goal(messages),
             given_plan=None if plan is None else self._encode_plan(plan),
             window=self.requests.window(given),
             preview_every=given.get("preview_every"),
         )
 
-    def _goal(self, message: Message) -> str:
-        """What a message asks to draw, where the planner knows how to check it; "" for anything else."""
-        if self.planner is None or not all(isinstance(part, TextPart) for part in message.parts):
-            return ""
-        words = " ".join(part.text for part in message.parts if isinstance(part, TextPart))
-        return words if self.planner.detours(words) else ""
+    def _goal(self, messages: Sequence[Message]) -> Goal | None:
+        """What the last message asks to draw or to change, where the planner knows how to check it."""
+        words = " ".join(part.text for part in messages[-1].parts if isinstance(part, TextPart))
+        shown = [part for message in messages for part in message.parts if isinstance(part, CodesPart)]
+        if self.planner is None or not words:
+            return None
+        if shown and self.planner.changed(words, [""] * len(self.planner.describes)):
+            return Goal(words, shown[-1])
+        return Goal(words, None) if self.planner.detours(words) and not has_image(messages[-1]) else None
 
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
         text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
@@ -582,7 +602,11 @@ class Pipeline:
     def _check(self, images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
         """Images with a plan are compared with it, those of something that the planner can ask about are scored."""
         verdicts: list[Verdict] = [*self._follow_plans(images)]
-        scored = [n for n, request in enumerate(requests) if request.goal and not images[n].plan]
+        scored = [
+            n
+            for n, request in enumerate(requests)
+            if request.goal is not None and request.forced_codes is None and not images[n].plan
+        ]
         found = self._recognize([images[n] for n in scored], [requests[n] for n in scored])
         for n, verdict in zip(scored, found, strict=True):
             verdicts[n] = verdict
@@ -601,50 +625,85 @@ class Pipeline:
         return [n not in found or self.planner.agrees(plan, found[n]) for n, plan in enumerate(plans)]
 
     def _recognize(self, images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
-        """What becomes of drawings, by how probable the model finds it that each shows what was asked for.
+        """What becomes of images, by how probable the model finds it that each shows what was asked for.
 
-        One that it does not recognize is drawn by a detour if it recognizes the first image of that better. In a chat
-        the answer goes on in words if it recognizes neither, nor anything else in the drawing.
+        A changed image that it does not recognize well competes with other candidates for the same change. A drawing
+        that it does not recognize is replaced by candidates of a detour, if it recognizes the first image of that
+        better. In a chat the answer goes on in words if it recognizes neither, nor anything else in the drawing.
         """
         planner, goals = self.planner, [request.goal for request in requests]
-        verdicts: list[Verdict] = [True] * len(images)
-        shown = self.processor.decode_images([image.codes for image in images])
-        scores = self.score(shown, goals)
-        ways = [(n, *way) for n, goal in enumerate(goals) if scores[n] < planner.sure for way in planner.detours(goal)]
+        shown, wanted = self.processor.decode_images([image.codes for image in images]), self._wanted(goals)
+        scores = self._best_scores(shown, wanted)
+        sources: dict[int, list[Part]] = {
+            n: [goal.image, TextPart(goal.words)]
+            for n, goal in enumerate(goals)
+            if goal.image is not None and scores[n] < planner.sure
+        }
+        drawn = [n for n, goal in enumerate(goals) if goal.image is None and scores[n] < planner.unsure]
+        ways = [(n, *way) for n in drawn for way in planner.detours(goals[n].words)]
         firsts = self._draw_alone([(requests[n], [TextPart(prompt)]) for n, prompt, _ in ways])
         first_scores = self.score(self.processor.decode_images(firsts), [prompt for _, prompt, _ in ways])
-        found: dict[int, list[Part]] = {}
+        best = dict.fromkeys(drawn, 0.0) | {n: scores[n] for n in sources}  # a detour does not compete with the drawing
         for (n, _, change), first, score in zip(ways, firsts, first_scores, strict=True):
             if score > scores[n]:
-                scores[n], found[n] = score, [first, TextPart(change)]
-        found = {n: parts for n, parts in found.items() if scores[n] >= planner.known}
-        changed = self._draw_alone([(requests[n], parts) for n, parts in found.items()])
-        for n, codes in zip(found, changed, strict=True):
-            verdicts[n] = replace(codes, image=self.processor.decode_images([codes])[0])
-        unknown = [n for n, score in enumerate(scores) if score < planner.unknown and requests[n].mode == "interleaved"]
-        asked = [planner.questions(goals[n])[0][0] for n in unknown]
-        for n, certainty in zip(unknown, self._certainties([shown[n] for n in unknown], asked), strict=True):
+                scores[n] = score
+                if score >= planner.known:
+                    sources[n] = [first, TextPart(change)]
+        asked = [
+            (n, replace(requests[n], seed=seed % NUM_SEEDS))
+            for n in sources
+            for seed in candidate_seeds(requests[n].seed, requests[n].resamples + 1)[1:]
+        ]
+        tried = self._draw_alone([(one, sources[n]) for n, one in asked], temperature=planner.temperature)
+        pictures = self.processor.decode_images(tried)
+        verdicts: list[Verdict] = [True] * len(images)
+        found = self._best_scores(pictures, [wanted[n] for n, _ in asked])
+        for (n, _), codes, picture, score in zip(asked, tried, pictures, found, strict=True):
+            if score > best[n]:
+                best[n], verdicts[n] = score, replace(codes, image=picture)
+        unknown = [n for n in drawn if scores[n] < planner.unknown and requests[n].mode == "interleaved"]
+        certainties = self._certainties([shown[n] for n in unknown], planner.describes[0])
+        for n, certainty in zip(unknown, certainties, strict=True):
             verdicts[n] = "words" if certainty < planner.certain else verdicts[n]
         return verdicts
 
-    def _draw_alone(self, asked: Sequence[tuple[GenerationRequest, Sequence[Part]]]) -> list[CodesPart]:
+    def _wanted(self, goals: Sequence[Goal]) -> list[Sequence[str]]:
+        """Prompts that each image should fit, one of them: that of a drawing, or what the change of an image makes."""
+        changed = [goal for goal in goals if goal.image is not None]
+        questions = self.planner.describes
+        asked = [[Message("user", (goal.image, TextPart(words)))] for goal in changed for words in questions]
+        answers = ["".join(map(str, parts)) for parts in self.answer(asked, "text", [0] * len(asked))]
+        seen = iter(batched(answers, len(questions)))
+        return [[goal.words] if goal.image is None else self.planner.changed(goal.words, next(seen)) for goal in goals]
+
+    def _best_scores(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[float]:
+        """The score of each image with the one of its texts that it fits best."""
+        pairs = [(n, image, text) for n, image in enumerate(images) for text in texts[n]]
+        found = self.score([image for _, image, _ in pairs], [text for *_, text in pairs])
+        best = [0.0] * len(images)
+        for (n, *_), score in zip(pairs, found, strict=True):
+            best[n] = max(best[n], score)
+        return best
+
+    def _draw_alone(
+        self, asked: Sequence[tuple[GenerationRequest, Sequence[Part]]], *, temperature: float | None = None
+    ) -> list[CodesPart]:
         """Images that answer messages alone, sampled as those of a request; they are not checked."""
         requests = []
         for request, parts in asked:
             own = {name: getattr(request.image, name) for name in SAMPLING_NAMES}
+            own |= {} if temperature is None else {"temperature": temperature}
             message = Message("user", tuple(parts))
             task = "edit" if has_image(message) else "draw"
             drawn = self.build_request([message], "image", task=task, overrides={**own, "seed": request.seed})
             requests.append(replace(drawn, grid=request.grid, window=request.window, resamples=0))
         return [result.images[0] for result in self.engine.generate(requests)]
 
-    def _certainties(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[float]:
-        """How probable the model finds its own answers about images, 0 to 1."""
-        asked = [(ImagePart(image), TextPart(question)) for image, question in zip(images, questions, strict=True)]
-        answers = self.answer([[Message("user", parts)] for parts in asked], "text", [0] * len(asked))
-        texts = ["".join(map(str, parts)) or "?" for parts in answers]
-        found = dict(zip(texts, questions, strict=True))
-        return self.score(images, texts, questions=lambda text: [(found[text], text)])
+    def _certainties(self, images: Sequence[Image.Image], question: str) -> list[float]:
+        """How probable the model finds its own answers to a question about each image, 0 to 1."""
+        asked = [[Message("user", (ImagePart(image), TextPart(question)))] for image in images]
+        answers = ["".join(map(str, parts)) or "?" for parts in self.answer(asked, "text", [0] * len(asked))]
+        return self.score(images, answers, questions=lambda text: [(question, text)])
 
 
 def load_planner(config: MLLMConfig) -> Planner | None:
@@ -806,9 +865,9 @@ def vqa_score_question(prompt: str) -> list[tuple[str, str]]:
     return [(VQA_SCORE_QUESTION.format(text=prompt), "yes")]
 
 
-def batched(items: Iterable[Any]) -> Iterator[list[Any]]:
+def batched(items: Iterable[Any], size: int = MAX_REQUESTS) -> Iterator[list[Any]]:
     rest = iter(items)
-    while some := list(islice(rest, MAX_REQUESTS)):
+    while some := list(islice(rest, size)):
         yield some
 
 

@@ -58,8 +58,8 @@ class GenerationRequest:
     """For mode "image": the tokens of its plan, in place of the model's own."""
     resamples: int = 0
     """How often an image that fails the check is sampled again at most (mllm/engine/rejection.py)."""
-    goal: str = ""
-    """What to draw, in words, for the caller's check of images; nothing here reads it."""
+    goal: Any = None
+    """What was asked for, for the caller's check of images; nothing here reads it."""
     forced_codes: ForcedCodes | None = None
     """For mode "image"."""
     window: int | None = None

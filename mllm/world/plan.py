@@ -240,6 +240,7 @@ class ScenePlanner:
     """The `Planner` of models that were trained on this world."""
 
     name = "world"
+    describes = ()
     agrees = staticmethod(agree)
     questions = staticmethod(ask_about)
 
@@ -254,4 +255,7 @@ class ScenePlanner:
         return DECLINES.search(words) is not None
 
     def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
+        return []
+
+    def changed(self, words: str, seen: Sequence[str]) -> Sequence[str]:
         return []

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from mllm.config import MLLMConfig
 from mllm.conversation import Message, TextPart
 from mllm.emoji import DRAW, RESTYLE, EmojiPlanner
 from mllm.engine.request import ImageDone
-from mllm.pipeline import Pipeline
-from tests.mllm.tiny_folder import build_tiny_folder
+from mllm.pipeline import Pipeline, candidate_seeds
+from tests.mllm.tiny_folder import build_tiny_folder, random_image
 
 STYLES = ["flat", "gradient"]
 FOX = "Draw a fox, flat style."
@@ -48,11 +49,19 @@ def test_a_request_names_a_thing_and_a_style_or_nothing_is_checked() -> None:
     assert not EmojiPlanner(MLLMConfig()).detours(FOX), "without styles"
 
 
-def scored(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, scores: dict[str, float]) -> None:
+def scored(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, scores: dict[str, float], *, best: int = 0) -> None:
+    """Set the scores of texts; of several images with one text the one with this index has twice the score."""
+
     def score(images: Sequence, texts: Sequence[str], **questions: object) -> list[float]:
-        return [0.0 if questions else scores[text] for text in texts]
+        found = [0.0 if questions else scores[text] for text in texts]
+        return [each * 2 if n == best and len(found) > 1 else each for n, each in enumerate(found)]
 
     monkeypatch.setattr(pipeline, "score", score)
+
+
+def drawn_for(pipeline: Pipeline, parts: Sequence, seed: int, temperature: float | None = None) -> Image.Image:
+    settings = {"resamples": 0} | ({} if temperature is None else {"temperature": temperature})
+    return pipeline.answer([[Message("user", tuple(parts))]], "image", [seed], **settings)[0][0]
 
 
 def test_what_is_not_recognized_is_drawn_by_way_of_the_other_style(
@@ -60,24 +69,62 @@ def test_what_is_not_recognized_is_drawn_by_way_of_the_other_style(
 ) -> None:
     plain = pipeline.draw(FOX, seed=3, resamples=0)[0]
     (first,) = pipeline.run([pipeline._request(["draw"], [TextPart(BY_WAY)], "image", {"seed": 3, "resamples": 0})])
-    asked = [Message("user", (first.images[0], TextPart(RESTYLE.format(style="flat"))))]
-    restyled = pipeline.answer([asked], "image", [3], resamples=0)[0][0]
-    assert plain.tobytes() != restyled.tobytes()
-    for scores, expected in (
-        ({FOX: 0.5, BY_WAY: 0.9}, plain),  # recognized
-        ({FOX: 1e-3, BY_WAY: 0.9}, restyled),
-        ({FOX: 1e-3, BY_WAY: 9e-4}, plain),  # no better
-        ({FOX: 1e-6, BY_WAY: 9e-4}, plain),  # not good enough to begin with
+    asked = first.images[0], TextPart(RESTYLE.format(style="flat"))
+    candidates = [drawn_for(pipeline, asked, seed, pipeline.planner.temperature) for seed in candidate_seeds(3, 3)[1:]]
+    assert len({image.tobytes() for image in (plain, *candidates)}) == 3
+    for scores, best, expected in (
+        ({FOX: 0.5, BY_WAY: 0.9}, 0, plain),  # recognized
+        ({FOX: 1e-3, BY_WAY: 0.9}, 0, candidates[0]),
+        ({FOX: 1e-3, BY_WAY: 0.9}, 1, candidates[1]),
+        ({FOX: 1e-3, BY_WAY: 9e-4}, 0, plain),  # no better
+        ({FOX: 1e-6, BY_WAY: 9e-4}, 0, plain),  # not good enough to begin with
     ):
-        scored(monkeypatch, pipeline, scores)
+        scored(monkeypatch, pipeline, scores, best=best)
         events: list = []
-        (drawn,) = pipeline.draw(FOX, seed=3, resamples=1, on_event=events.append)
+        (drawn,) = pipeline.draw(FOX, seed=3, resamples=2, on_event=events.append)
         (told,) = (event.image for event in events if isinstance(event, ImageDone))
         assert drawn.tobytes() == expected.tobytes() == told.tobytes()
     scored(monkeypatch, pipeline, {FOX: 1e-3, BY_WAY: 0.9})
     history = [Message("user", (TextPart("a"),)), Message("assistant", (TextPart("b"),))]
-    chat = pipeline.answer([[*history, Message("user", (TextPart(FOX),))]], "image", [3], resamples=1)
-    assert chat[0][0].tobytes() == restyled.tobytes(), "whatever was said before"
+    chat = pipeline.answer([[*history, Message("user", (TextPart(FOX),))]], "image", [3], resamples=2)
+    assert chat[0][0].tobytes() == candidates[0].tobytes(), "whatever was said before"
+
+
+def test_a_change_is_checked_by_what_it_should_make_of_the_image(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner, source, words = pipeline.planner, random_image(), "Make the skin dark."
+    for change, name, expected in (
+        (words, "man judge with light skin tone", ["man judge with dark skin tone"]),
+        ("Without a skin tone.", "man judge with light skin tone", ["man judge"]),
+        ("Medium-light skin, please.", "judge", ["judge with medium-light skin tone"]),
+        ("A woman instead.", "man judge with light skin tone", ["woman judge with light skin tone"]),
+        ("Make it a man.", "judge", ["man judge"]),
+        (
+            "Now as a person.",
+            "man judge with dark skin tone",
+            [f"{n}judge with dark skin tone" for n in ("person ", "")],
+        ),
+    ):
+        assert planner.changed(change, (name, "flat")) == [DRAW.format(name=each, style="flat") for each in expected]
+    assert planner.changed("The same in gradient style.", ("fox", "flat")) == [
+        DRAW.format(name="fox", style="gradient")
+    ]
+    for other in (FOX, "What is this?", "Add a hat.", "Draw a man.", "a bear in gradient style"):
+        assert not planner.changed(other, ("fox", "flat"))
+
+    monkeypatch.setattr(pipeline, "_wanted", lambda goals: [[goal.words] for goal in goals])
+    parts = pipeline.processor.encode_images([source])[0], TextPart(words)
+    plain = drawn_for(pipeline, parts, 3)
+    candidates = [drawn_for(pipeline, parts, seed, planner.temperature) for seed in candidate_seeds(3, 3)[1:]]
+    for score, best, expected in ((0.6, 0, plain), (0.3, 1, candidates[1]), (0.0, 0, plain)):
+        scored(monkeypatch, pipeline, {words: score}, best=best)
+        assert pipeline.edit(source, words, seed=3, resamples=2).tobytes() == expected.tobytes()
+    scored(monkeypatch, pipeline, {words: 0.3}, best=1)
+    mask = Image.new("RGB", source.size, "black")
+    mask.paste("white", (0, 0, 16, 16))
+    masked = [pipeline.edit(source, words, mask=mask, seed=3, resamples=n).tobytes() for n in (0, 2)]
+    assert masked[0] == masked[1], "codes outside a mask stay"
 
 
 def test_what_it_neither_knows_nor_recognizes_is_answered_in_words(
