@@ -627,41 +627,47 @@ class Pipeline:
     def _recognize(self, images: Sequence[ImageDone], requests: Sequence[GenerationRequest]) -> list[Verdict]:
         """What becomes of images, by how probable the model finds it that each shows what was asked for.
 
-        A changed image that it does not recognize well competes with other candidates for the same change. A drawing
-        that it does not recognize is replaced by candidates of a detour, if it recognizes the first image of that
+        One that it does not recognize well competes with other candidates for the same request. Where a drawing is not
+        recognized among those either, candidates of a detour take its place, if the first image of that is recognized
         better. In a chat the answer goes on in words if it recognizes neither, nor anything else in the drawing.
         """
         planner, goals = self.planner, [request.goal for request in requests]
         shown, wanted = self.processor.decode_images([image.codes for image in images]), self._wanted(goals)
         scores = self._best_scores(shown, wanted)
-        sources: dict[int, list[Part]] = {
-            n: [goal.image, TextPart(goal.words)]
-            for n, goal in enumerate(goals)
-            if goal.image is not None and scores[n] < planner.sure
-        }
-        drawn = [n for n, goal in enumerate(goals) if goal.image is None and scores[n] < planner.unsure]
-        ways = [(n, *way) for n in drawn for way in planner.detours(goals[n].words)]
+        verdicts: list[Verdict] = [True] * len(images)
+
+        def compete(sources: dict[int, list[Part]], best: dict[int, float]) -> None:
+            """Put the best candidate in the place of each image that it beats."""
+            asked = [
+                (n, replace(requests[n], seed=seed % NUM_SEEDS))
+                for n in sources
+                for seed in candidate_seeds(requests[n].seed, requests[n].resamples + 1)[1:]
+            ]
+            tried = self._draw_alone([(one, sources[n]) for n, one in asked], temperature=planner.temperature)
+            pictures = self.processor.decode_images(tried)
+            found = self._best_scores(pictures, [wanted[n] for n, _ in asked])
+            for (n, _), codes, picture, score in zip(asked, tried, pictures, found, strict=True):
+                if score > best[n]:
+                    best[n], verdicts[n] = score, replace(codes, image=picture)
+
+        least = [planner.unsure if goal.image is None else planner.sure for goal in goals]
+        best = {n: score for n, score in enumerate(scores) if score < least[n]}
+        compete({n: [part for part in (goals[n].image, TextPart(goals[n].words)) if part] for n in best}, best)
+        unlike = [n for n, score in best.items() if goals[n].image is None and score < planner.unsure]
+        ways = [(n, *way) for n in unlike for way in planner.detours(goals[n].words)]
         firsts = self._draw_alone([(requests[n], [TextPart(prompt)]) for n, prompt, _ in ways])
         first_scores = self.score(self.processor.decode_images(firsts), [prompt for _, prompt, _ in ways])
-        best = dict.fromkeys(drawn, 0.0) | {n: scores[n] for n in sources}  # a detour does not compete with the drawing
+        sources: dict[int, list[Part]] = {}
         for (n, _, change), first, score in zip(ways, firsts, first_scores, strict=True):
-            if score > scores[n]:
-                scores[n] = score
+            scores[n] = max(scores[n], score)
+            if score > best[n]:
+                best[n] = score
                 if score >= planner.known:
                     sources[n] = [first, TextPart(change)]
-        asked = [
-            (n, replace(requests[n], seed=seed % NUM_SEEDS))
-            for n in sources
-            for seed in candidate_seeds(requests[n].seed, requests[n].resamples + 1)[1:]
-        ]
-        tried = self._draw_alone([(one, sources[n]) for n, one in asked], temperature=planner.temperature)
-        pictures = self.processor.decode_images(tried)
-        verdicts: list[Verdict] = [True] * len(images)
-        found = self._best_scores(pictures, [wanted[n] for n, _ in asked])
-        for (n, _), codes, picture, score in zip(asked, tried, pictures, found, strict=True):
-            if score > best[n]:
-                best[n], verdicts[n] = score, replace(codes, image=picture)
-        unknown = [n for n in drawn if scores[n] < planner.unknown and requests[n].mode == "interleaved"]
+        compete(
+            sources, dict.fromkeys(sources, 0.0)
+        )  # not with the drawing, whose thing it does not know in this style
+        unknown = [n for n in unlike if scores[n] < planner.unknown and requests[n].mode == "interleaved"]
         certainties = self._certainties([shown[n] for n in unknown], planner.describes[0])
         for n, certainty in zip(unknown, certainties, strict=True):
             verdicts[n] = "words" if certainty < planner.certain else verdicts[n]

@@ -70,14 +70,17 @@ def test_what_is_not_recognized_is_drawn_by_way_of_the_other_style(
     plain = pipeline.draw(FOX, seed=3, resamples=0)[0]
     (first,) = pipeline.run([pipeline._request(["draw"], [TextPart(BY_WAY)], "image", {"seed": 3, "resamples": 0})])
     asked = first.images[0], TextPart(RESTYLE.format(style="flat"))
-    candidates = [drawn_for(pipeline, asked, seed, pipeline.planner.temperature) for seed in candidate_seeds(3, 3)[1:]]
-    assert len({image.tobytes() for image in (plain, *candidates)}) == 3
+    seeds, temperature = candidate_seeds(3, 3)[1:], pipeline.planner.temperature
+    candidates = [drawn_for(pipeline, asked, seed, temperature) for seed in seeds]
+    again = [drawn_for(pipeline, [TextPart(FOX)], seed, temperature) for seed in seeds]
+    assert len({image.tobytes() for image in (plain, *candidates, *again)}) == 5
     for scores, best, expected in (
-        ({FOX: 0.5, BY_WAY: 0.9}, 0, plain),  # recognized
+        ({FOX: 0.2, BY_WAY: 0.9}, 0, plain),  # recognized
+        ({FOX: 0.06, BY_WAY: 0.9}, 1, again[1]),  # the second candidate is
         ({FOX: 1e-3, BY_WAY: 0.9}, 0, candidates[0]),
         ({FOX: 1e-3, BY_WAY: 0.9}, 1, candidates[1]),
-        ({FOX: 1e-3, BY_WAY: 9e-4}, 0, plain),  # no better
-        ({FOX: 1e-6, BY_WAY: 9e-4}, 0, plain),  # not good enough to begin with
+        ({FOX: 1e-3, BY_WAY: 9e-4}, 1, again[1]),  # the other style is no better
+        ({FOX: 1e-6, BY_WAY: 9e-4}, 0, again[0]),  # not good enough to begin with
     ):
         scored(monkeypatch, pipeline, scores, best=best)
         events: list = []
