@@ -607,6 +607,8 @@ class Pipeline:
             for n, request in enumerate(requests)
             if request.goal is not None and request.forced_codes is None and not images[n].plan
         ]
+        if not scored:
+            return verdicts
         found = self._recognize([images[n] for n in scored], [requests[n] for n in scored])
         for n, verdict in zip(scored, found, strict=True):
             verdicts[n] = verdict
