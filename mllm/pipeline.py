@@ -445,9 +445,12 @@ class Pipeline:
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(read_image(image))]
         (messages,) = self.describe([[Message("user", (*shown, text))]])
-        is_checked = self._goal(messages) is not None  # only when it has drawn it can tell
-        for budget in [None] if is_checked else [1, DECLINE_BUDGET]:  # mostly the first token says that it is an image
+        # what the planner checks it can decline only when it has drawn it; mostly the first token says that it is an image
+        is_checked = self._goal(messages) is not None
+        for budget in [None] if is_checked else [1, DECLINE_BUDGET]:
             asked: Overrides = {"seed": 0, "max_new_tokens": budget}
+            if is_checked:
+                asked["resamples"] = min(self.config.image_resamples, 1)
             (result,) = self.run([self.build_request(messages, "interleaved", task="chat", overrides=asked)])
             if result.image_refused or result.images:
                 return None
