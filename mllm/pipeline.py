@@ -445,7 +445,7 @@ class Pipeline:
         text = TextPart(check_text(prompt, name="prompt", hint="say what to draw"))
         shown = [] if image is None else [ImagePart(read_image(image))]
         (messages,) = self.describe([[Message("user", (*shown, text))]])
-        # what the planner checks it can decline only when it has drawn it; mostly the first token says that it is an image
+        # mostly the first token says that it is an image; what the planner checks is declined after it is drawn
         is_checked = self._goal(messages) is not None
         for budget in [None] if is_checked else [1, DECLINE_BUDGET]:
             asked: Overrides = {"seed": 0, "max_new_tokens": budget}
