@@ -12,7 +12,8 @@ Needs `pip install -r scripts/emoji/requirements.txt`, and npm unless the packag
     OUT/ATTRIBUTION.md           authors and licences; goes wherever the images or weights go
 
 What is held out (scripts/emoji/splits.py) is in images/ and cells.jsonl alone. An interrupted run resumes: existing
-images are kept, everything else is written again. For two styles 121,000 augmented images take about ten minutes on one core.
+images are kept, everything else is written again. For two styles 121,000 augmented images take about ten minutes on one
+core.
 """
 
 from __future__ import annotations

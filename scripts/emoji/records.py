@@ -317,9 +317,9 @@ class RecordWriter:
         styles = ", ".join(self.styles)
         for first, copy in product(self.training, range(TALKS_PER_CELL)):
             rng = self.rng(f"talk/{copy}", first)
-            turns = [said(*rng.choice(HELLO))] if rng.random() < 0.3 else []
+            turns = [said(*rng.choice(HELLO), rng)] if rng.random() < 0.3 else []
             if rng.random() < 0.1:
-                turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT))))
+                turns.append(said(*(text.format(styles=styles) for text in rng.choice(ABOUT)), rng))
             cell, num_images = first, rng.randint(0, MAX_IMAGES_OF_TALK)
             while num_images:
                 # shown by the user, it is augmented like all that becomes of it, which cannot be known by heart either
@@ -338,12 +338,12 @@ class RecordWriter:
                     question, answer = rng.choice([self._name, self._style, self._group, self._both])(cell, rng)
                     turns.append(([*shown, *question], answer))
                 if rng.random() < 0.2:
-                    turns.append(said(*rng.choice(THANKS)))
+                    turns.append(said(*rng.choice(THANKS), rng))
                 if rng.random() < 0.25:
                     turns.append(self._refusal(rng.choice(self.unknown_names), rng))
                 cell = rng.choice(self.training)
             if not turns or rng.random() < 0.1:
-                turns.append(said(*rng.choice(BYE if turns else (*THANKS, *BYE))))
+                turns.append(said(*rng.choice(BYE if turns else (*THANKS, *BYE)), rng))
             yield turns
 
     def unknowns(self) -> Iterator[list[Turn]]:
@@ -378,8 +378,10 @@ def kind_of_change(job: str, cell: Cell, answer: Cell) -> Hashable:
     return cell.style, value
 
 
-def said(question: str, answer: str) -> Turn:
-    return [question], [answer]
+def said(question: str, answer: str, rng: Random) -> Turn:
+    """Small talk, typed with care or without."""
+    question = question.lower() if rng.random() < 0.4 else question
+    return [question.rstrip(".!?") if rng.random() < 0.3 else question], [answer]
 
 
 def faces_right(emoji: Emoji) -> bool:
