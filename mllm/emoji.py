@@ -28,6 +28,7 @@ OTHER = re.compile(
     r"\b(it|its|this|that|these|those|them|same|instead|again|another|one|skin|tone|emoji|something|style|picture|image)\b"
 )
 """Words that refer to an image, or ask for a thing that they do not name: of these nothing is checked."""
+LONGEST_NAME = 120  # characters; nothing is called by more
 SKIN_TONE = re.compile(r" with \S+ skin tone\b")
 ASKED_TONE = re.compile(r"\b(medium[- ]light|medium[- ]dark|light|medium|dark|yellow|without|no)\b")
 GENDERS = re.compile(r"\b(man|woman|person)\b")
@@ -75,7 +76,8 @@ class EmojiPlanner:
         words, named = self._find_style(prompt)
         words = re.sub(r",? please$", "", words, flags=re.IGNORECASE)
         phrase = words[asked.end() :] if (asked := ASKS.match(words.lower())) else words
-        if not self.styles or not phrase.strip() or OTHER.search(SKIN_TONE.sub("", phrase.lower())):
+        is_name = phrase.strip() and len(phrase) <= LONGEST_NAME and not OTHER.search(SKIN_TONE.sub("", phrase.lower()))
+        if not self.styles or not is_name:
             return None
         return NamedThing(phrase, named or self.styles[0])
 

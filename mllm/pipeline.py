@@ -538,7 +538,7 @@ class Pipeline:
         """What the last message asks to draw or to change, where the planner knows how to check it."""
         words = " ".join(part.text for part in messages[-1].parts if isinstance(part, TextPart))
         shown = [part for message in messages for part in message.parts if isinstance(part, CodesPart)]
-        if self.planner is None or not words:
+        if self.planner is None or not words or "ask" not in (self.tasks or ["ask"]):
             return None
         if shown and self.planner.changed(words, [""] * len(self.planner.describes)):
             return Goal(words, shown[-1])
@@ -669,9 +669,8 @@ class Pipeline:
                 best[n] = score
                 if score >= planner.known:
                     sources[n] = [first, TextPart(change)]
-        compete(
-            sources, dict.fromkeys(sources, 0.0)
-        )  # not with the drawing, whose thing it does not know in this style
+        # not with the drawings: these are of things that it does not know in this style
+        compete(sources, dict.fromkeys(sources, 0.0))
         unknown = [n for n in unlike if scores[n] < planner.unknown and requests[n].mode == "interleaved"]
         certainties = self._certainties([shown[n] for n in unknown], planner.describes[0])
         for n, certainty in zip(unknown, certainties, strict=True):

@@ -20,8 +20,10 @@ for job in draw draw_tones name odd_one_out restyle tone gender talk unknown; do
 done
 # A larger decoder of the same codes: the language model can be trained without it, and draws with it.
 mllm train emoji_decoder --output "$runs/decoder" --start_from "$runs/tokenizer/final" --shards.urls "$tars"
+# The planner looks at what was drawn; it asks the questions of these records, so the recipe, for any images, has none.
 mllm train emoji --output "$runs/model" --image_tokenizer "$runs/decoder/final" \
-    --text_tokenizer "$runs/text/tokenizer.model" --data.root "$runs/shards" "${@:3}"
+    --text_tokenizer "$runs/text/tokenizer.model" --data.root "$runs/shards" \
+    --model.planner mllm.emoji.EmojiPlanner --model.styles "[flat, gradient]" --model.image_resamples 6 "${@:3}"
 
 python -m train.bundle "$runs/model/final" "$bundled" --attribution "$data/ATTRIBUTION.md"
 mllm evaluate emoji --model "$bundled" --data "$data" --json "$runs/scores.json" --sheet "$runs/sheet.png"

@@ -47,6 +47,7 @@ def test_a_request_names_a_thing_and_a_style_or_nothing_is_checked() -> None:
         assert planner.read(prompt) is None and not planner.detours(prompt)
         assert [answer for _, answer in planner.questions(prompt)] == ["yes"]
     assert not EmojiPlanner(MLLMConfig()).detours(FOX), "without styles"
+    assert not planner.detours("a fox " * 30), "longer than any name"
 
 
 def scored(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, scores: dict[str, float], *, best: int = 0) -> None:
@@ -87,6 +88,9 @@ def test_what_is_not_recognized_is_drawn_by_way_of_the_other_style(
         (drawn,) = pipeline.draw(FOX, seed=3, resamples=2, on_event=events.append)
         (told,) = (event.image for event in events if isinstance(event, ImageDone))
         assert drawn.tobytes() == expected.tobytes() == told.tobytes()
+    monkeypatch.setattr(pipeline.config, "tasks", ["draw"])
+    assert pipeline.draw(FOX, seed=3, resamples=2)[0].tobytes() == plain.tobytes(), "it cannot ask itself"
+    monkeypatch.undo()
     scored(monkeypatch, pipeline, {FOX: 1e-3, BY_WAY: 0.9})
     history = [Message("user", (TextPart("a"),)), Message("assistant", (TextPart("b"),))]
     chat = pipeline.answer([[*history, Message("user", (TextPart(FOX),))]], "image", [3], resamples=2)
