@@ -62,8 +62,11 @@ class EmojiPlanner:
     def __init__(self, config: MLLMConfig) -> None:
         self.styles = config.styles or []
 
+    def draft(self, prompt: str) -> str:
+        return ""  # it writes no plans
+
     def can_check(self, plan: str) -> bool:
-        return False  # it writes no plans
+        return False
 
     def agrees(self, plan: str, description: str | None) -> bool:
         return True

@@ -149,6 +149,10 @@ class Planner(Protocol):
         """What to ask about an image of a prompt, each with the answer that a right image gets; the first what it
         shows."""
 
+    def draft(self, prompt: str) -> str:
+        """A guess of the plan of a prompt, and of an image without one (empty); it decides how long the plan takes,
+        never what it says."""
+
     def detours(self, prompt: str) -> Sequence[tuple[str, str]]:
         """Other ways to an image: a prompt of another image, and the change of that. Without any nothing is checked by
         its score."""
@@ -388,7 +392,7 @@ class Pipeline:
         num_open, failure = 0, None  # the failure is raised when what was taken before it is answered
 
         def begin(messages: Sequence[Message], seed: int) -> Task[GenerationRequest]:
-            described = yield from describe_dialogue(messages, self.processor)
+            described = yield from describe_dialogue(messages, self.processor, expected=self._draft(""))
             task = {"text": "ask", "image": "edit" if has_image(described[-1]) else "draw"}.get(mode, "chat")
             sized = {"size": None if any(map(has_image, described)) else size}
             return self.build_request(described, mode, task=task, overrides={**overrides, "seed": seed}, **sized)
@@ -496,7 +500,7 @@ class Pipeline:
     ) -> list[list[Message]]:
         """The dialogues with encoded images; those of the user get a description, all dialogues together. `expected`:
         guesses of the descriptions, for speed alone; one for each dialogue."""
-        guesses = expected or [()] * len(dialogues)
+        guesses = expected or [self._draft("")] * len(dialogues)
         pairs = zip(dialogues, guesses, strict=True)
         tasks = [describe_dialogue(each, self.processor, expected=guess) for each, guess in pairs]
         return run_together(tasks, lambda requests: [found.text_ids for found in self.engine.generate(requests)])
@@ -517,6 +521,8 @@ class Pipeline:
         answer: AnswerKind | None = {"text": "text", "image": "image"}.get(mode)
         build_prompt = partial(self.processor.build, add_generation_prompt=True, answer=answer)
         is_guided = mode != "text" and self.requests.image_settings(task, given).guidance > 1
+        # before an image is changed, its own plan is the better guess
+        is_drawn_anew = mode != "text" and not any(map(has_image, messages))
         # the size asked for, else that of the last image of the dialogue, else the default
         grids = [part.grid for message in messages for part in message.parts if isinstance(part, CodesPart)]
         return self.requests.build(
@@ -529,6 +535,7 @@ class Pipeline:
             seed=given.get("seed", secrets.randbelow(NUM_RANDOM_SEEDS)),
             resamples=self.requests.resamples(task, given),
             goal=self._goal(messages),
+            expected_text=self._draft(words_of(messages[-1])) if is_drawn_anew else (),
             given_plan=None if plan is None else self._encode_plan(plan),
             window=self.requests.window(given),
             preview_every=given.get("preview_every"),
@@ -536,13 +543,19 @@ class Pipeline:
 
     def _goal(self, messages: Sequence[Message]) -> Goal | None:
         """What the last message asks to draw or to change, where the planner knows how to check it."""
-        words = " ".join(part.text for part in messages[-1].parts if isinstance(part, TextPart))
+        words = words_of(messages[-1])
         shown = [part for message in messages for part in message.parts if isinstance(part, CodesPart)]
         if self.planner is None or not words or "ask" not in (self.tasks or ["ask"]):
             return None
         if shown and self.planner.changed(words, [""] * len(self.planner.describes)):
             return Goal(words, shown[-1])
         return Goal(words, None) if self.planner.detours(words) and not has_image(messages[-1]) else None
+
+    def _draft(self, prompt: str) -> tuple[int, ...]:
+        """A guess of the plan of an image of this prompt; empty: of any image."""
+        if self.planner is None or self.config.begin_plan_id is None:
+            return ()
+        return tuple(encode_text(self.processor.tokenizer, " " + self.planner.draft(prompt)))
 
     def _encode_plan(self, plan: str) -> tuple[int, ...]:
         text = neutralise(check_text(plan, name="plan", hint="say what is where, or leave it out"))
@@ -728,6 +741,10 @@ def load_planner(config: MLLMConfig) -> Planner | None:
     if not isinstance(planner, type):
         raise ValueError(f"planner must be the dotted name of a class inside mllm, got {name!r}; correct config.json")
     return planner(config)
+
+
+def words_of(message: Message) -> str:
+    return " ".join(part.text for part in message.parts if isinstance(part, TextPart))
 
 
 # ---- work that waits for texts ----

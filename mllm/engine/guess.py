@@ -1,7 +1,7 @@
 """Guesses of what a sequence goes on with. They decide how long decoding takes, never what comes out.
 
-Text: what the last pass computed there, else what followed the same words in a text that the request expects, in a
-sequence that began alike, or in the prompt.
+Text: what the last pass computed there, else the next word of a draft (a text that the request expects, what a sequence
+that began alike went on with, or the last plan of the prompt), else what followed the same words in the prompt.
 Codes: of an image of the prompt that has as many positions, else what the last pass computed there, else those of the
 row above. How many positions are guessed at once follows from how many guesses stood.
 """
@@ -13,9 +13,15 @@ from collections.abc import Mapping, Sequence
 from mllm.engine.state_machine import Cursor, Element, Sampled, SequenceState
 
 LONGEST_NGRAM = 3
-LEAST_TEXT, FIRST_TEXT, LARGEST = 2, 8, 128
-MANY_ACCEPTED, FEW_ACCEPTED = 2, 0.75
-"""Of the guesses of codes in a pass: from so many on all positions are guessed, below so many none."""
+LEAST_TEXT, FIRST_TEXT, LARGEST = 8, 8, 128
+"""Words guessed in a pass: at least, at first beside those of the draft, and at most."""
+CODES_ON_CPU = 20
+"""Image positions guessed in a pass beside as many as usually stand. On a CPU a pass takes as long as 15 positions in
+it; elsewhere positions cost next to nothing."""
+FEW_ACCEPTED = 0.75
+"""Below so many accepted guesses of codes in a pass nothing is guessed for a while."""
+PLAN_END = 6
+"""Guessed words before an image in a pass, at most, with which codes of it are guessed, too."""
 
 
 class Guesser:
@@ -23,21 +29,22 @@ class Guesser:
 
     Args:
         continuation: what another sequence went on with after the same prompt.
+        is_on_cpu: where the sequence is decoded.
     """
 
-    def __init__(self, state: SequenceState, continuation: Sequence[Element]) -> None:
+    def __init__(self, state: SequenceState, continuation: Sequence[Element], *, is_on_cpu: bool) -> None:
         self.state, layout = state, state.layout
         prompt = state.prompts[0]
         words = [element for element in prompt if isinstance(element, int)]
         self.history = words[-LONGEST_NGRAM:]  # the last tokens that stand
+        expected = [*state.request.expected_text] or last_plan(words, layout.begin_plan_id)
+        if state.request.mode != "text":
+            expected = [*state.plan_opening, *expected, layout.begin_image_id]
+        followed = [element for element in continuation if isinstance(element, int)]
+        self.draft = followed or expected
+        self.num_drafted = 0  # words of the draft before the next one
         self.followers: dict[tuple[int, ...], int] = {}
-        plan = [*state.plan_opening, *last_plan(words, layout.begin_plan_id), layout.begin_image_id]
-        for known in (
-            [*self.history, *state.request.expected_text],
-            [*self.history, *(element for element in continuation if isinstance(element, int))],
-            plan,
-            words,
-        ):  # what was learned first stays
+        for known in ([*self.history, *expected], words):  # what was learned first stays
             for n in range(LONGEST_NGRAM, 0, -1):
                 for end in range(n, len(known)):
                     self.followers.setdefault(tuple(known[end - n : end]), known[end])
@@ -46,7 +53,8 @@ class Guesser:
         lengths = state.request.prompt.image_lengths_I
         if len(lengths) > 0 and lengths[-1] == state.num_positions:
             self.codes[:] = [element for element in prompt if not isinstance(element, int)][-state.num_positions :]
-        self.text_size, self.mean_accepted = FIRST_TEXT, 2.0 * MANY_ACCEPTED
+        self.text_size, self.mean_accepted = FIRST_TEXT + len(self.draft), 4.0
+        self.more_codes = CODES_ON_CPU if is_on_cpu else LARGEST
 
     def guess(self, cursor: Cursor, guessed: Sequence[Element]) -> Element | None:
         """What may come after a cursor where it is sampled; None: no idea.
@@ -62,6 +70,9 @@ class Guesser:
         if cursor.num_tokens in self.computed:
             return self.computed[cursor.num_tokens]
         words = [*self.history, *(element for element in guessed if isinstance(element, int))]
+        drafted = self.num_drafted + len(words) - len(self.history)
+        if drafted < len(self.draft):
+            return self.draft[drafted]
         for n in range(LONGEST_NGRAM, 0, -1):
             if (found := self.followers.get(tuple(words[-n:]))) is not None:
                 return None if state.request.mode == "text" and found in state.layout.opening_ids else found
@@ -74,13 +85,17 @@ class Guesser:
         known = (self.codes[source] for source in sources if self.codes[source] is not None)
         return next(known, (0,) * self.state.num_codebooks)
 
-    def limit(self, cursor: Cursor) -> int:
-        """How many elements may be guessed after the cursor."""
-        if self.state.next_element(cursor) is Sampled.TOKEN:
+    def limit(self, source: Sampled, guessed: Mapping[Sampled, int]) -> int:
+        """How many elements of a source may be guessed in a window.
+
+        Args:
+            guessed: in it so far, by source.
+        """
+        if source is Sampled.TOKEN:
             return self.text_size
-        if self.mean_accepted >= MANY_ACCEPTED:
-            return LARGEST
-        return 0 if self.mean_accepted < FEW_ACCEPTED else int(2 * self.mean_accepted) + 1
+        if guessed[Sampled.TOKEN] > PLAN_END or self.mean_accepted < FEW_ACCEPTED:
+            return 0
+        return min(int(self.mean_accepted) + self.more_codes, LARGEST)
 
     def see(self, cursors: Sequence[Cursor], chosen: Mapping[int, Element], accepted: Sequence[Element]) -> None:
         """Learn from a pass which elements stand, guesses but for the last, and what was computed beyond them.
@@ -90,7 +105,11 @@ class Guesser:
             chosen: what was sampled after the element of an index.
         """
         num_accepted = len(accepted) - 1
-        self.history = [*self.history, *(element for element in accepted if isinstance(element, int))][-LONGEST_NGRAM:]
+        words = [element for element in accepted if isinstance(element, int)]
+        self.history = [*self.history, *words][-LONGEST_NGRAM:]
+        self.num_drafted += len(words)
+        if words and self.draft[self.num_drafted - 1 : self.num_drafted] != words[-1:]:
+            self._align()
         self.computed = {}
         for after, element in chosen.items():
             if isinstance(element, int):
@@ -103,6 +122,12 @@ class Guesser:
             self.mean_accepted += 0.3 * (num_accepted - self.mean_accepted) if is_guessed else 0.05
         elif is_guessed:
             self.text_size = min(max(2 * num_accepted + 2, LEAST_TEXT), LARGEST)
+
+    def _align(self) -> None:
+        """Go on in the draft behind the last words, at the nearest place where it has all of them, else where it is."""
+        n = len(self.history)
+        ends = [end for end in range(n, len(self.draft) + 1) if self.draft[end - n : end] == self.history]
+        self.num_drafted = min(ends, key=lambda end: abs(end - self.num_drafted), default=self.num_drafted)
 
 
 def last_plan(words: Sequence[int], marker: int | None) -> Sequence[int]:

@@ -21,7 +21,7 @@ sampled, Y text tokens to be sampled, V text vocabulary, K codebooks, C codes pe
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,19 +93,19 @@ class Running:
         """The pending element and up to `most` - 1 guesses."""
         state, cursor, pending = self.state, self.state.cursor, self.pending
         self.elements, self.cursors, self.chosen, self.refused = [pending], [cursor], {}, set()
-        most, limit = min(most, state.request.window or most), 0
+        most, guessed = min(most, state.request.window or most), Counter[Sampled]()
         # one image at most: a slot's code embedding holds the keys and values of one
         is_in_image = (cursor.is_framed and cursor.plan_length is None) or isinstance(pending, tuple)
         num_images = cursor.num_images + (not is_in_image)
         while len(self.elements) < most:
             cursor = self.cursors[-1]
-            limit = max(limit, self.guesser.limit(cursor))  # guesses of a plan may reach the image, which has its own
-            if len(self.elements) > limit:
-                break
             element = state.next_element(cursor)
             if isinstance(element, Sampled):
                 is_processed = element is Sampled.TOKEN and state.request.logits_processors
-                element = None if is_processed else self.guesser.guess(cursor, self.elements[1:])
+                if is_processed or guessed[element] >= self.guesser.limit(element, guessed):
+                    break
+                guessed[element] += 1
+                element = self.guesser.guess(cursor, self.elements[1:])
             if element is None or (not isinstance(element, int) and cursor.num_images != num_images):
                 break
             self.elements.append(element)
@@ -326,7 +326,7 @@ class Engine:
             slot.running, slot.embeddings_TD = running, embeddings_TD
             running.slots.append(slot)
             continuations.append(continuation)
-        running.guesser = Guesser(state, continuations[0])
+        running.guesser = Guesser(state, continuations[0], is_on_cpu=self.device.type == "cpu")
         self.running.append(running)
 
     def _make_room(self, num_slots: int, length: int, num_positions: int) -> None:

@@ -49,6 +49,8 @@ PLANNED = re.compile(
 )
 """An object of a plan: how it is called, the square it lies in, and the square within it."""
 SQUARE: Grid = (1, 1)
+DRAFTED_PLACES = ("2323", "2525", "5353", "5555", "6666", "6666")
+"""Squares in reading order, for objects that may be anywhere."""
 TOLERANCE = 1.0
 """Squares between where an object may be planned and seen."""
 DECLINES = re.compile(
@@ -138,6 +140,24 @@ def agree(plan: str, description: str | None) -> bool:
     if expected is None:
         return True
     return found is not None and found[0] == expected[0] and pair_up(expected[1], found[1], PlannedObject.is_like)
+
+
+def draft(request: str) -> str:
+    """A plan of the objects that a request names, else of two, anywhere: in the form of a plan, and a first guess."""
+    spec = read_request(request)
+    named = [item.filter for item in spec if isinstance(item, Exists)]
+    for item in spec:
+        named += [item.filter] * item.number if isinstance(item, Count) and item.filter != ANY else []
+    number = max(len(named), _total(spec) or 2 * (not named))
+    objects = [*named, *[ANY] * number][:number]
+    after = {item.b if item.relation in ("left of", "above") else item.a for item in spec if isinstance(item, Related)}
+    objects = [*(o for n, o in enumerate(objects) if n not in after), *(objects[n] for n in sorted(after))]
+    background = next((item.color for item in spec if isinstance(item, Background)), BACKGROUNDS[0])
+    items = (
+        f"{o.size or 'small'} {o.color or 'blue'} {o.shape or 'circle'} {place}"
+        for o, place in zip(objects, DRAFTED_PLACES, strict=False)
+    )
+    return ", ".join((background, *items))
 
 
 # ---- questions about an image of a request ----
@@ -243,6 +263,7 @@ class ScenePlanner:
     describes = ()
     agrees = staticmethod(agree)
     questions = staticmethod(ask_about)
+    draft = staticmethod(draft)
 
     def __init__(self, config: MLLMConfig | None = None) -> None:
         """Nothing depends on the config."""

@@ -501,6 +501,25 @@ def test_a_plan_ends_in_time_or_is_left_out_and_has_settings_of_its_own(planner:
             assert len({tuple(result.plans[0]) for result in Engine(planner).generate(requests)}) == num_plans
 
 
+def test_a_guess_of_a_plan_saves_passes_and_changes_nothing(planner: MLLMForConditionalGeneration) -> None:
+    def decode(guess: list[int]) -> tuple[GenerationResult, int]:
+        engine = Engine(planner)
+        (result,) = engine.generate([replace(ask(max_new_tokens=60), window=40, expected_text=tuple(guess))])
+        return result, engine.turn
+
+    with liking(planner, {PLAN_ID: 30.0, BEGIN: 2.0}):
+        plain, num_turns = decode([])
+        (plan,) = plain.plans
+        assert len(plan) > 3
+        # a wrong word, a word more and one less: the guess goes on where the plan agrees with it again
+        guesses = [plan, [*plan[:2], 9, *plan[3:]], [*plan[:2], 9, *plan[2:]], [*plan[:2], *plan[3:]], [9] * 50]
+        for guess, most in zip(guesses, (0.5, 0.7, 1.0, 1.0, 1.2), strict=True):
+            result, turns = decode(guess)
+            assert result.token_ids == plain.token_ids
+            assert (result.images[0].codes_KN == plain.images[0].codes_KN).all()
+            assert turns <= most * num_turns, (turns, num_turns)
+
+
 # ---- events and errors ----
 
 

@@ -9,7 +9,18 @@ import pytest
 
 from mllm.world.dialogue import answer, make_episode
 from mllm.world.language import DRAWING_WEIGHTS, make_draw_request
-from mllm.world.plan import LEVELS, SQUARE, agree, ask_about, centre, plan_of, questions_of, read_plan, say_questions
+from mllm.world.plan import (
+    LEVELS,
+    SQUARE,
+    agree,
+    ask_about,
+    centre,
+    draft,
+    plan_of,
+    questions_of,
+    read_plan,
+    say_questions,
+)
 from mllm.world.scene import COLORS, SHAPES, SIZES, Scene, SceneObject, random_scene_for
 from mllm.world.spec import Distinct, Placed, Related, Spec, satisfies
 
@@ -107,6 +118,18 @@ TYPED = {
     "The star is above the cross": "Is there a star? yes. Is there a cross? yes. Is the star above the cross? yes",
     "a dog and some red circles": "Is there a red circle? yes",
 }
+
+
+def test_a_draft_is_a_plan_of_the_objects_that_a_request_names() -> None:
+    for request, expected in (
+        ("a big red circle above a small blue square", ["large red circle", "small blue square"]),
+        ("a green heart below a large star", ["large blue star", "small green heart"]),
+        ("draw 3 yellow triangles on a black background", ["small yellow triangle"] * 3),
+        ("", ["small blue circle"] * 2),
+    ):
+        background, objects = read_plan(draft(request))
+        assert [item.description for item in objects] == expected
+        assert background == ("black" if "black" in request else "white")
 
 
 def test_typed_requests_become_questions_of_the_world() -> None:
