@@ -141,6 +141,10 @@ class MLLMConfig(PreTrainedConfig):
     """Whether every image position also has a learned vector of its row and column (mllm/embedding.py). The
     released model has none; small models learn to copy from image to image many times sooner with it."""
 
+    image_source_embedding: bool = False
+    """Whether every image position also has a learned vector of each code that the next position has in the image
+    before it (mllm/embedding.py): what does not change is copied from there. For images of one size."""
+
     head_type: Literal["depth_transformer", "mlp", "none"] = "depth_transformer"
     """How the K codes of a position are predicted: one after another, all at once, or never (understanding only)."""
     head_layers: int = 3

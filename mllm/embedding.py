@@ -3,7 +3,7 @@
 `forward` embeds whole images at once, `step` new positions of each row of a decoding batch; both agree.
 Two embeddings share this interface: `ProjectedEmbedding`, through the image tokenizer's codebooks (UniTok,
 arXiv:2502.20321, section 3.3), and `SummedEmbedding`, one learned vector per code, as LlamaGen has it. Both can add a
-learned embedding of the position's row and column. Knows no text and no logits.
+learned embedding of the position's row and column, and one of the image before it. Knows no text and no logits.
 
 Letters: P image positions in the batch (reading order), I images, N positions of an image, K codebooks, C codes,
 E width of a codebook entry, Z = K * E, D language model width, R decoding rows, W new positions of each, S rows of a
@@ -40,6 +40,7 @@ class CodeEmbedding(nn.Module, ABC):
         side = config.max_grid_side if config.image_layout == "grid" else config.grid_side
         has_positions = config.image_position_embedding
         self.places = PositionEmbedding(side, config.hidden_size) if has_positions else None  # its name in checkpoints
+        self.source = SourceEmbedding(config) if config.image_source_embedding else None
 
     @abstractmethod
     def embed_images(self, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
@@ -52,9 +53,20 @@ class CodeEmbedding(nn.Module, ABC):
     def adopt(self, image_tokenizer: UniTok) -> None:
         """Copy what is the image tokenizer's and not learned here."""
 
-    def forward(self, codes_PK: Tensor, image_lengths_I: Tensor, *, columns_I: Tensor | None = None) -> Tensor:
-        """Embed whole images, one after another in `codes_PK`; (P, D). `columns_I`: columns of each image; default: all
-        have those of the default size."""
+    def forward(
+        self,
+        codes_PK: Tensor,
+        image_lengths_I: Tensor,
+        *,
+        columns_I: Tensor | None = None,
+        sources_PK: Tensor | None = None,
+    ) -> Tensor:
+        """Embed whole images, one after another in `codes_PK`; (P, D).
+
+        Args:
+            columns_I: columns of each image; default: all have those of the default size.
+            sources_PK: `source_codes`; default: no image has one.
+        """
         check_values(
             image_lengths_I.sum() == codes_PK.shape[0],
             lambda: (
@@ -63,21 +75,28 @@ class CodeEmbedding(nn.Module, ABC):
             ),
         )
         embedded_PD = self.embed_images(codes_PK, image_lengths_I)
-        if self.places is None:
-            return embedded_PD
-        lengths_I = image_lengths_I.to(codes_PK.device)
-        if columns_I is None:
-            columns_I = torch.full_like(lengths_I, self.default_columns)
-        image_P = image_of_positions(lengths_I, len(codes_PK))
-        index_P = torch.arange(len(codes_PK), device=codes_PK.device) - (lengths_I.cumsum(0) - lengths_I)[image_P]
-        return self.places(embedded_PD, index_P, columns_I[image_P])
+        if self.places is not None:
+            lengths_I = image_lengths_I.to(codes_PK.device)
+            if columns_I is None:
+                columns_I = torch.full_like(lengths_I, self.default_columns)
+            image_P, index_P = index_positions(lengths_I, len(codes_PK))
+            embedded_PD = self.places(embedded_PD, index_P, columns_I[image_P])
+        if self.source is not None:
+            embedded_PD = embedded_PD + self.source(torch.full_like(codes_PK, -1) if sources_PK is None else sources_PK)
+        return embedded_PD
 
     def new_cache(self, num_rows: int, num_positions: int) -> EmbeddingCache:
         """A static cache for images of up to `num_positions`."""
         return None
 
     def step(
-        self, codes_RWK: Tensor, index_RW: Tensor, columns_R: Tensor, cache: EmbeddingCache, slots_R: Tensor
+        self,
+        codes_RWK: Tensor,
+        index_RW: Tensor,
+        columns_R: Tensor,
+        cache: EmbeddingCache,
+        slots_R: Tensor,
+        sources_RWK: Tensor | None = None,
     ) -> Tensor:
         """Embed W new positions of each row; (R, W, D). Writes the cache.
 
@@ -85,11 +104,12 @@ class CodeEmbedding(nn.Module, ABC):
             index_RW: where in its image each is (int64), -1 where none is; each sees those up to it.
             columns_R: of the images.
             slots_R: which rows of the cache are theirs.
+            sources_RWK: the codes that the next position has in the image before, -1 where there are none.
         """
         embedded_RWD = self.embed_next(codes_RWK, index_RW, cache, slots_R)
-        if self.places is None:
-            return embedded_RWD
-        return self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
+        if self.places is not None:
+            embedded_RWD = self.places(embedded_RWD, index_RW.clamp_min(0), columns_R[:, None])
+        return embedded_RWD if self.source is None else embedded_RWD + self.source(sources_RWK)
 
 
 class ProjectedEmbedding(CodeEmbedding):
@@ -279,6 +299,35 @@ class PositionEmbedding(nn.Module):
         )
 
 
+class SourceEmbedding(nn.Module):
+    """A learned vector for each code that the next position has in the image before it.
+
+    An edit repeats most of an image. With the codes to be repeated at hand nothing has to be looked up, and what is
+    learned is what changes. The tables begin as zeros, so that a trained model can be given them.
+    """
+
+    def __init__(self, config: MLLMConfig) -> None:
+        super().__init__()
+        self.num_codes = config.codebook_size
+        self.codebooks = nn.Parameter(torch.zeros(config.num_codebooks * config.codebook_size, config.hidden_size))
+
+    def forward(self, codes_PK: Tensor) -> Tensor:
+        """(P, D) of codes, zeros where they are -1."""
+        offsets_K = torch.arange(codes_PK.shape[-1], device=codes_PK.device) * self.num_codes
+        vectors_PD = F.embedding(codes_PK.clamp_min(0) + offsets_K, self.codebooks).sum(dim=-2)
+        return vectors_PD * (codes_PK[..., :1] >= 0)
+
+
+def source_codes(codes_PK: Tensor, image_lengths_I: Tensor, sample_I: Tensor) -> Tensor:
+    """The codes that the next position has in the image before, (P, K); -1 where there are none: in the first image of
+    a sample, and where the image before ends. `sample_I`: the number of each image's sample."""
+    image_P, index_P = index_positions(image_lengths_I, len(codes_PK))
+    is_first_I = F.pad(sample_I.diff() != 0, (1, 0), value=True)
+    length_before_P = F.pad(image_lengths_I[:-1], (1, 0)).masked_fill(is_first_I, 0)[image_P]
+    source_P = torch.arange(len(codes_PK), device=codes_PK.device) - length_before_P + 1
+    return codes_PK[source_P.clamp(0, len(codes_PK) - 1)].masked_fill((index_P + 1 >= length_before_P)[:, None], -1)
+
+
 class Projector(nn.Module):
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -293,6 +342,13 @@ class Projector(nn.Module):
 def image_of_positions(image_lengths_I: Tensor, num_positions: int) -> Tensor:
     images_I = torch.arange(image_lengths_I.shape[0], device=image_lengths_I.device)
     return images_I.repeat_interleave(image_lengths_I, output_size=num_positions)
+
+
+def index_positions(image_lengths_I: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """The image of each position, and where in it that is."""
+    image_P = image_of_positions(image_lengths_I, num_positions)
+    first_I = image_lengths_I.cumsum(0) - image_lengths_I
+    return image_P, torch.arange(num_positions, device=image_lengths_I.device) - first_I[image_P]
 
 
 def check_values(holds: Tensor, message: Callable[[], str]) -> None:

@@ -63,9 +63,11 @@ from mllm.embedding import (
     POSITION_STD,
     PositionEmbedding,
     ProjectedEmbedding,
+    SourceEmbedding,
     SummedEmbedding,
     check_values,
     image_of_positions,
+    source_codes,
 )
 from mllm.heads import DepthTransformerHead, MLPHead, PerCodebookLinear
 from mllm.processor import MLLMProcessor
@@ -141,6 +143,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         | linear layers, embeddings                | normal, std initializer_range of the backbone; bias 0      |
         | linear layers of the projected embedding | normal, std 1 / sqrt(inputs): its inputs have norm sqrt(K) |
         | position embedding                       | normal, std POSITION_STD: its content has size 1           |
+        | source embedding                         | 0                                                          |
         | norms                                    | weight 1, bias 0                                           |
         | q_bias, v_bias, zero_k_bias              | 0                                                          |
         | codebooks                                | scattered (replaced by the image tokenizer's)              |
@@ -153,6 +156,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
                 for linear in module.modules():
                     if isinstance(linear, nn.Linear):
                         init.normal_(linear.weight, std=linear.in_features**-0.5)
+            case SourceEmbedding():
+                init.zeros_(module.codebooks)
             case PositionEmbedding():
                 for table in module.parameters(recurse=False):
                     init.normal_(table, std=POSITION_STD)
@@ -250,12 +255,17 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         if image_lengths_I is None:
             raise ValueError("image_lengths must come with codes, got none; pass one length per image")
         indices_P = image_indices(is_image_BT, num_codes)
-        columns_I = None
+        columns_I = sources_PK = None
+        lengths_I = image_lengths_I.to(indices_P.device)
+        first_I = indices_P[lengths_I.cumsum(0) - lengths_I]
         if self.config.image_position_embedding and self.config.image_layout == "grid":
-            lengths_I = image_lengths_I.to(indices_P.device)
-            first_I = indices_P[lengths_I.cumsum(0) - lengths_I]  # the token before tells the number of columns
+            # the token before tells the number of columns
             columns_I = input_ids_BT.flatten()[first_I - 1] - self.config.first_column_size_id + 1
-        embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I)
+        if self.config.image_source_embedding:
+            begins_BT = input_ids_BT == self.config.bos_token_id  # a sample, of which a row may hold several
+            begins_BT[:, 0] = True
+            sources_PK = source_codes(codes_PK, lengths_I, begins_BT.flatten().cumsum(0)[first_I])
+        embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I, sources_PK=sources_PK)
         return hidden_BTD.flatten(0, 1).index_copy(0, indices_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
 
     @can_return_tuple

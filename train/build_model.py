@@ -27,6 +27,7 @@ from train.recipe import PARAMETER_GROUPS, MLLMRecipe
 
 IMAGE_FIELDS = ("num_codebooks", "codebook_size", "code_width", "image_size", "patch_size")  # of the tokenizer
 GRID_FIELDS = ("image_layout", "max_grid_side", "sizes")  # may grow the table of positions, after weights are loaded
+SOURCE = ("code_embedding.source.codebooks",)
 NOT_QUANTIZED = ("lm_head", "code_embedding", "code_head")  # modules that keep their precision below adapters (QLoRA)
 
 
@@ -132,6 +133,8 @@ def changed_config(start: MLLMConfig, changes: dict[str, Any], *, folder: Path) 
         config = MLLMConfig.from_dict({**fields, **changes, "text_config": text_config})
     shapes = (our_shapes(MLLMForConditionalGeneration, each) for each in (start, config))
     before, after = ({name: tuple(value.shape) for name, value in each.items()} for each in shapes)
+    # a source embedding begins as zeros, so any model can be given one
+    after = {name: shape for name, shape in after.items() if name in before or name not in SOURCE}
     if before != after:
         (name, *_) = sorted(set(before.items()) ^ set(after.items()))
         raise ValueError(

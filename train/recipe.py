@@ -76,6 +76,7 @@ PARAMETER_GROUPS = {
     "projector": ("code_embedding.projector.",),  # from its width to the backbone's
     "code_vectors": ("code_embedding.codebooks.",),  # learned ones, of the summed embedder
     "places": ("code_embedding.places.",),
+    "source": ("code_embedding.source.",),
     "code_head": ("code_head.",),
 }
 """Groups of parameters that are trained or frozen together, and how their names begin; the first that fits counts."""

@@ -141,8 +141,9 @@ class CachedForward:
         embedded_PD = self.model.get_input_embeddings()(tokens_P)
         if drawn is None:
             return embedded_PD
-        codes_RWK, index_RW, columns_R, slots_R, pass_index_RW = drawn
-        positions_RWD = self.model.code_embedding.step(codes_RWK, index_RW, columns_R, self.code_cache, slots_R)
+        codes_RWK, index_RW, columns_R, slots_R, pass_index_RW, sources_RWK = drawn
+        step = self.model.code_embedding.step
+        positions_RWD = step(codes_RWK, index_RW, columns_R, self.code_cache, slots_R, sources_RWK)
         positions_PD = positions_RWD.flatten(0, 1).to(embedded_PD.dtype)
         return F.pad(embedded_PD, (0, 0, 0, 1)).index_copy(0, pass_index_RW.flatten(), positions_PD)[:-1]
 
@@ -200,6 +201,7 @@ class DrawnPositions(NamedTuple):
     columns_R: Tensor  # of the images
     slots_R: Tensor
     pass_index_RW: Tensor  # in the pass; P: none is here
+    sources_RWK: Tensor | None  # codes that the next position has in the image before, -1 where there are none
 
 
 class Part(NamedTuple):

@@ -49,10 +49,8 @@ class Guesser:
                 for end in range(n, len(known)):
                     self.followers.setdefault(tuple(known[end - n : end]), known[end])
         self.computed: dict[int, Element] = {}  # tokens that the last pass chose beyond what stood, by position
-        self.codes: list[Element | None] = [None] * state.num_positions
-        lengths = state.request.prompt.image_lengths_I
-        if len(lengths) > 0 and lengths[-1] == state.num_positions:
-            self.codes[:] = [element for element in prompt if not isinstance(element, int)][-state.num_positions :]
+        source, num_positions = state.sources[0], state.num_positions
+        self.codes: list[Element | None] = [*source] if len(source) == num_positions else [None] * num_positions
         self.text_size, self.mean_accepted = FIRST_TEXT + len(self.draft), 4.0
         self.more_codes = CODES_ON_CPU if is_on_cpu else LARGEST
 

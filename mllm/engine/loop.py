@@ -430,11 +430,13 @@ class Engine:
     def _list_fed(self, rows: Sequence[Running], pass_length: int, bucket: Bucket | None) -> Fed:
         """What prompts and windows feed."""
         tokens_P = np.full(pass_length, self.config.pad_token_id)
-        drawn: dict[int, list[tuple[int, int, Element]]] = {}  # by slot: index in the pass, in the image, codes
+        # by slot: index in the pass, in the image, codes, those that the next position has in the image before
+        drawn: dict[int, list[tuple[int, int, Element, Element | None]]] = {}
         given: list[tuple[range, Tensor]] = []  # of prompts
         columns: dict[int, int] = {}
         for running, slot in [(each, slot) for each in rows for slot in each.slots]:
             columns[slot.row] = running.state.grid[1]
+            source = running.state.sources[running.slots.index(slot)]
             if running.pending is None:
                 num_given = slot.num_prefilled + bool(slot.fed)
                 begin = slot.begin - slot.num_prefilled
@@ -445,7 +447,9 @@ class Engine:
                 if isinstance(element, int):
                     tokens_P[at] = element
                 elif element is not None:
-                    drawn.setdefault(slot.row, []).append((at, running.cursors[n].num_positions - 1, element))
+                    num_positions = running.cursors[n].num_positions
+                    of_next = source[num_positions] if num_positions < len(source) else None
+                    drawn.setdefault(slot.row, []).append((at, num_positions - 1, element, of_next))
         given_indices = [index for indices, _ in given for index in indices]
         to_device = partial(torch.tensor, device=self.device)
         return Fed(
@@ -456,25 +460,25 @@ class Engine:
 
     def _list_drawn(
         self,
-        drawn: dict[int, list[tuple[int, int, Element]]],
+        drawn: dict[int, list[tuple[int, int, Element, Element | None]]],
         columns: dict[int, int],
         pass_length: int,
         bucket: Bucket | None,
     ) -> DrawnPositions:
-        """Image positions, by slot: the index in the pass, the index in the image, and the codes."""
+        """Image positions, by slot: the index in the pass and in the image, the codes, and those of the source."""
         slots = [*drawn] if bucket is None else [*range(bucket.num_rows)]
         shape = len(slots), max(map(len, drawn.values())) if bucket is None else bucket.num_new
         codes_RWK = np.zeros((*shape, self.config.num_codebooks), dtype=np.int64)
         index_RW, pass_index_RW = np.full(shape, -1), np.full(shape, pass_length)
+        sources_RWK = np.full_like(codes_RWK, -1)
         for r, slot in enumerate(slots):
-            for w, (pass_index, index, codes) in enumerate(drawn.get(slot, ())):
+            for w, (pass_index, index, codes, of_next) in enumerate(drawn.get(slot, ())):
                 codes_RWK[r, w], index_RW[r, w], pass_index_RW[r, w] = codes, index, pass_index
-        columns_R, slots_R = [columns.get(slot, 1) for slot in slots], slots
+                sources_RWK[r, w] = -1 if of_next is None else of_next
+        to_device = partial(torch.tensor, device=self.device)
         return DrawnPositions(
-            *(
-                torch.tensor(each, device=self.device)
-                for each in (codes_RWK, index_RW, columns_R, slots_R, pass_index_RW)
-            )
+            *map(to_device, (codes_RWK, index_RW, [columns.get(slot, 1) for slot in slots], slots, pass_index_RW)),
+            sources_RWK=to_device(sources_RWK) if self.config.image_source_embedding else None,
         )
 
 

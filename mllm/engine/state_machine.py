@@ -87,6 +87,7 @@ class SequenceState:
         self.image_refused = False
         self.cursor = Cursor()
         self.prompts = [list_elements(prompt, layout.image_token_id) for prompt in request.prompts]
+        self.sources = list(map(last_image, request.prompts))  # by prompt: the image before the one being decoded
         if request.mode == "image" and not may_plan(request, layout):
             # what is dictated before anything is sampled joins the prompt; the unconditional one sees no plan
             self.plans.append(list(request.given_plan or ()))
@@ -207,6 +208,7 @@ class SequenceState:
             yield ImageProgress(index=self.number, done=len(self.codes), total=self.num_positions)
             if len(self.codes) == self.num_positions:
                 self.parts.append(CodesPart(np.array(self.codes, dtype=np.uint16).T, self.grid))
+                self.sources = [self.codes] * len(self.prompts)
                 if self.cursor.finish_reason == "image":
                     self.token_ids += before.frame[before.num_framed + 1 :]
                 yield ImageDone(index=self.number, codes=self.parts[-1], plan=tuple(self.plans[-1]))
@@ -234,6 +236,12 @@ class SequenceState:
 def list_elements(sequence: TokenSequence, image_token_id: int) -> list[Element]:
     codes = iter(map(tuple, sequence.codes_PK.tolist()))
     return [next(codes) if id_ == image_token_id else id_ for id_ in sequence.token_ids_T.tolist()]
+
+
+def last_image(sequence: TokenSequence) -> list[tuple[int, ...]]:
+    """The codes of the last image, by position; none where there is no image."""
+    lengths_I = sequence.image_lengths_I[-1:]
+    return [*map(tuple, sequence.codes_PK[len(sequence.codes_PK) - lengths_I.sum() :].tolist())]
 
 
 def never_text_ids(layout: ImageLayout, config: MLLMConfig) -> list[int]:

@@ -134,6 +134,8 @@ MODELS = [
 MODELS += [
     {"layout": "fixed", "head_shared_output": False, "head_num_heads": 3, "head_intermediate_size": 31},
     {"layout": "bare", "code_embedder": "summed", "image_position_embedding": True},
+    {"layout": "fixed", "image_source_embedding": True},
+    {"layout": "fixed", "code_embedder": "summed", "image_source_embedding": True, "head_type": "mlp"},
 ]
 
 
@@ -141,8 +143,9 @@ MODELS += [
 def test_results_equal_those_of_a_plain_loop(seeds: range) -> None:
     for (number, fields), seed in product(enumerate(MODELS), seeds):
         model, layout = build_model(**fields), fields["layout"]
-        for table in model.code_embedding.places.parameters(recurse=False) if model.code_embedding.places else ():
-            torch.nn.init.normal_(table)
+        for part in filter(None, (model.code_embedding.places, model.code_embedding.source)):
+            for table in part.parameters(recurse=False):
+                torch.nn.init.normal_(table)
         rng = np.random.default_rng([seed, number])
         settings = {"temperature": float(rng.choice([0.15, 0.5, 1.0])), "top_p": float(rng.choice([0.8, 1.0]))}
         grid = (int(rng.integers(1, 4)), int(rng.integers(1, 5))) if layout == "grid" else (3, 3)
