@@ -15,7 +15,7 @@ from mllm.engine.state_machine import Cursor, Element, Sampled, SequenceState
 LONGEST_NGRAM = 3
 LEAST_TEXT, FIRST_TEXT, LARGEST = 8, 8, 128
 """Words guessed in a pass: at least, at first beside those of the draft, and at most."""
-CODES_ON_CPU = 20
+CODES_ON_CPU = 24
 """Image positions guessed in a pass beside as many as usually stand. On a CPU a pass takes as long as 15 positions in
 it; elsewhere positions cost next to nothing."""
 FEW_ACCEPTED = 0.75

@@ -129,20 +129,23 @@ def test_a_batch_without_images_or_labels_still_touches_all_trained_parameters(
 @torch.no_grad()
 def test_packed_samples_equal_each_alone_and_see_nothing_of_each_other_in_every_attention() -> None:
     """Also where a token of another sample changes, before or after; padding changes nothing either."""
-    for attention in ("sdpa", "eager"):
-        model = build_model()
+    samples = SAMPLES[1:3]
+    for attention, fields in (("sdpa", {}), ("eager", {}), ("sdpa", {"image_source_embedding": True})):
+        model = build_model(**fields)
+        if fields:
+            torch.nn.init.normal_(model.code_embedding.source.codebooks)
         model.set_attn_implementation(attention)
-        batch = pack(SAMPLES[:2], length=60, pad_token_id=0)
+        batch = pack(samples, length=80, pad_token_id=0)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids", "codes", "image_lengths")}
         packed_TD = model(**inputs).hidden[0]
         begin = 0
-        for index, sample in enumerate(SAMPLES[:2]):
-            alone = {"codes": torch.from_numpy(sample.codes_PK), "image_lengths": torch.tensor([9])}
+        for index, sample in enumerate(samples):
+            alone = {"codes": torch.from_numpy(sample.codes_PK), "image_lengths": torch.from_numpy(sample.image_lengths_I)}
             expected_TD = model(torch.from_numpy(sample.token_ids_T)[None], **alone).hidden[0]
             span = slice(begin, begin + len(sample))
             torch.testing.assert_close(packed_TD[span], expected_TD, atol=2e-5, rtol=1e-4)
             changed = inputs | {"input_ids": inputs["input_ids"].clone()}
-            changed["input_ids"][0, 1 if index else len(SAMPLES[0]) + 1] += 1  # of the other sample
+            changed["input_ids"][0, 1 if index else len(samples[0]) + 1] += 1  # of the other sample
             assert torch.equal(model(**changed, use_cache=False).hidden[0, span], packed_TD[span])
             begin += len(sample)
 
@@ -164,7 +167,8 @@ def test_flash_attention_gets_all_packed_rows_as_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_forward_compiles_without_a_graph_break_and_exports() -> None:
     """Text, images of unequal sizes, and the loss; compiled code equals the model, with gradients."""
-    for fields in ({}, {"layout": "grid", "image_position_embedding": True, "head_type": "mlp"}):
+    grid = {"layout": "grid", "image_position_embedding": True, "head_type": "mlp"}
+    for fields in ({}, grid, {"image_source_embedding": True}):
         model, layout = build_model(**fields), fields.get("layout", "fixed")
         num_positions = (9, 6 if layout == "grid" else 9)
         prompts = [build_prompt(8, seed=n, num_images=1, positions=n, layout=layout) for n in num_positions]

@@ -163,6 +163,9 @@ def test_a_model_of_one_size_can_be_trained_to_plan_and_then_on_many_sizes(
     before = build_model(first, text_tokenizer, UniTok.from_pretrained(first.image_tokenizer))
     assert before.config.begin_plan_id == unplanned.config.vocab_size == before.config.vocab_size - 1
     check_grown(unplanned, before)
+    sourced = build(replace(first, model={"image_source_embedding": True}))
+    check_grown(before, sourced)
+    assert not sourced.code_embedding.source.codebooks.any()
     before.save_pretrained(tmp_path / "before")
     save_text_tokenizer(text_tokenizer, tmp_path / "before")
     side = before.config.grid_side
