@@ -9,6 +9,7 @@ made: the sentences below are some of those that the model was trained on.
 Letters: B images, H W pixels.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
@@ -24,7 +25,7 @@ from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.emoji import DRAW, GENDER, NAME, RESTYLE, TONE
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
-from mllm.evaluation.intervals import Rate, as_rate, as_values
+from mllm.evaluation.intervals import as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
 from mllm.files import counted, fingerprint_of, read_lines, write_image
 from mllm.pipeline import Pipeline
@@ -241,15 +242,10 @@ def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str])
         for item, answer in zip(items, answers, strict=True)
     ]
     if group.job == "unknown":
-        in_group = sum(cell.group_name in answer for cell, answer in pairs)
-        says_so = sum(DONT_KNOW in answer for _, answer in pairs)
-        return {**rate_of(says_so, pairs), "group": rate_of(in_group, pairs)}
-    by_name = sum(answer == cell.name.casefold() for cell, answer in pairs)
-    return {**rate_of(sum(cell.is_named(answer) for cell, answer in pairs), pairs), "by_name": rate_of(by_name, pairs)}
-
-
-def rate_of(passed: int, items: Sequence) -> dict:
-    return as_values(Rate(passed, len(items)))
+        in_group = as_values(cell.group_name in answer for cell, answer in pairs)
+        return {**as_values(DONT_KNOW in answer for _, answer in pairs), "group": in_group}
+    by_name = as_values(answer == cell.name.casefold() for cell, answer in pairs)
+    return {**as_values(cell.is_named(answer) for cell, answer in pairs), "by_name": by_name}
 
 
 @torch.inference_mode()
@@ -300,13 +296,14 @@ def score_drawings(
 
 
 def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[tuple[str, str], list[int]]) -> dict:
-    drawn = [each for each in drawings if each.group == name]
-    declined = sum(each.image is None for each in drawn)
+    is_declined = [each.image is None for each in drawings if each.group == name]
     if name.startswith("unknown"):
-        return rate_of(declined, drawn)
+        return as_values(is_declined)
+    declined = is_declined.count(True)
+    found = {kind: [*ranks[name, kind], *[math.inf] * declined] for kind in RETRIEVALS}
     rates = {
-        kind: {f"right_at_{most}": rate_of(sum(rank < most for rank in ranks[name, kind]), drawn) for most in RANKS}
-        for kind in RETRIEVALS
+        kind: {f"right_at_{most}": as_values(rank < most for rank in each) for most in RANKS}
+        for kind, each in found.items()
     }
     return {**rates, "declined": declined}
 

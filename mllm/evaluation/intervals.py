@@ -4,7 +4,7 @@ scipy does the work and is imported where it is used, because the core imports `
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -91,8 +91,11 @@ class Rate(NamedTuple):
         return f"{percent(self.share):>5} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"
 
 
-def as_values(rate: Rate) -> dict[str, float | int | None]:
-    share, low, high = (rate.share, *rate.interval) if rate.total else (None, None, None)
+def as_values(is_right: Iterable[bool]) -> dict[str, float | int | None]:
+    """The rate of what is right, for JSON; `as_rate` reads it."""
+    found = [*is_right]
+    rate = Rate(sum(found), len(found))
+    share, low, high = (rate.share, *rate.interval) if found else (None, None, None)
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 

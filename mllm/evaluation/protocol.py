@@ -62,7 +62,6 @@ class AnsweredItem:
     item: BenchmarkItem
     text: str = ""  # mode "text"
     image: Path = Path()  # mode "image"
-    where: str = "the answers"  # file and line of the answer, for error messages
 
 
 Answers = Sequence[AnsweredItem]
@@ -191,6 +190,7 @@ def match_answers(
     folder = answers if answers.is_dir() else answers.parent
     by_key = {item.key: item for item in items}
     found: dict[str, AnsweredItem] = {}
+    first: dict[str, Line] = {}
     for line in lines:
         key = str(need_field(line, "question_id"))
         if benchmark.keyed_by_prompt:
@@ -201,13 +201,13 @@ def match_answers(
         if not isinstance(given, str):
             raise ValueError(f"{line.where}: {benchmark.mode} must be a string, got {given!r}")
         if benchmark.mode == "text":
-            answered = AnsweredItem(by_key[key], text=given, where=line.where)
+            found[key] = AnsweredItem(by_key[key], text=given)
         elif (folder / given).is_file():
-            answered = AnsweredItem(by_key[key], image=folder / given, where=line.where)
+            found[key] = AnsweredItem(by_key[key], image=folder / given)
         else:
             raise FileNotFoundError(f"{line.where}: image must exist, got {folder / given}; run the benchmark again")
-        if (first := found.setdefault(key, answered)) is not answered:
-            raise ValueError(f"each question must have one answer, got two in {first.where} and {line.where}")
+        if first.setdefault(key, line) is not line:
+            raise ValueError(f"each question must have one answer, got two in {first[key].where} and {line.where}")
     missing = [item for item in items if item.key not in found]
     if missing and (not partial or not found):
         raise ValueError(

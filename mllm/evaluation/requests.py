@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ImagePart, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
-from mllm.evaluation.world import Answer, Part, RunningDialogue, answer_message, answer_with, run_dialogues
+from mllm.evaluation.world import Answer, Part, RunningDialogue, answer_with, run_dialogues
 from mllm.files import counted, read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
@@ -309,9 +309,6 @@ class RequestDialogue(RunningDialogue):
     failure: dict[str, Any] | None = None
     answered: list[tuple[str, bool]] = field(default_factory=list)  # what turns asked for, and if the answer was right
 
-    def goes_on(self, turn: int) -> bool:
-        return self.failure is None and turn < len(self.item.turns)
-
     def asks_for(self, turn: int) -> str:
         expect = self.item.turns[turn].expect
         if expect.scene is None:
@@ -319,14 +316,16 @@ class RequestDialogue(RunningDialogue):
         has_image = self.item.image or any(each.expect.scene for each in self.item.turns[:turn])
         return "change" if expect.keeps else "later drawing" if has_image else "first drawing"
 
-    def ask(self, turn: int) -> None:
-        parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
-        if turn == 0 and self.item.image is not None:
-            self.scene = self.item.image
-            parts.insert(0, ImagePart(render(self.scene, IMAGE_SIDE)))
-        self.messages.append(Message("user", tuple(parts)))
+    def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
+        if self.failure is not None or turn == len(self.item.turns):
+            return []
+        words = TextPart(self.item.turns[turn].user)
+        if turn > 0 or self.item.image is None:
+            return [words]
+        self.scene = self.item.image
+        return [ImagePart(render(self.scene, IMAGE_SIDE)), words]
 
-    def receive(self, turn: int, given: Sequence[Part]) -> None:
+    def check(self, turn: int, given: Sequence[Part]) -> None:
         asked, read = self.item.turns[turn], [parse(part) if isinstance(part, Image.Image) else part for part in given]
         if wrong := check_answer(asked.expect, read, self.scene):
             self.failure = {
@@ -338,7 +337,6 @@ class RequestDialogue(RunningDialogue):
                 "answer": [part if isinstance(part, str) else f"[image: {name_scene(part)}]" for part in read],
             }
         self.answered.append((self.asks_for(turn), not wrong))
-        self.messages.append(answer_message(given))
         for part in read:
             self.scene = self.scene if isinstance(part, str) else part.scene
 

@@ -28,7 +28,6 @@ from mllm.evaluation.world import (
     highest_perplexity,
     make_items,
     measure_best_of,
-    pass_rate,
     plain_patches,
     score_group,
     score_round_trip,
@@ -104,7 +103,7 @@ def test_an_answer_that_ends_early_or_says_too_much_or_outgrows_the_context_fail
 def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
     """Every third seed of a request draws the right image, the others an empty one."""
     scored = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
-    assert [pass_rate(scored, number).passed for number in (1, 2, 3)] == [1, 2, 1]
+    assert [[each.best_is_right(number) for each in scored].count(True) for number in (1, 2, 3)] == [1, 2, 1]
     items = make_items(GROUPS[0], COUNT, seed=SEED)
     right = {str(item.turns[0].parts[0]): item.turns[1].parts[0].render(128) for item in items}
     empty = Image.new("RGB", (128, 128), "white")
