@@ -69,11 +69,7 @@ class Drawn(NamedTuple):
 
 
 def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[str, Scene, dict[str, Any]]:
-    """A request in words, a scene that fits it, and what it asks for.
-
-    Args:
-        frame: the rule that makes a request of a noun phrase.
-    """
+    """A request in words, a scene that fits it, and what it asks for; the rule `frame` makes it of a noun phrase."""
     while True:
         tells = speaker.is_wordy and speaker.maybe(0.4)
         forms = EXCESSIVE if speaker.exceeds else {tell_one_by_one: 1} if tells else DRAWING_FORMS
@@ -216,10 +212,8 @@ def single(speaker: Speaker, split: Split) -> Drawn:
         case "attributes later":
             said = [speaker.say(getattr(item, name)) for name in names if name != "shape"]
             need(named.shape and said)
-            values = " and ".join(rng.sample(said, len(said)))
-            text = speaker.say(
-                "attributes later", x=speaker.some(Filter(item.shape)), r=values, n=speaker.say(item.shape)
-            )
+            slots = {"r": " and ".join(rng.sample(said, len(said))), "x": speaker.some(Filter(item.shape))}
+            text = speaker.say("attributes later", **slots, n=speaker.say(item.shape))
     return Drawn(text, scene, drawn(scene, [named]))
 
 
@@ -308,17 +302,17 @@ def group(speaker: Speaker, split: Split) -> Drawn:
         "x": speaker.say(most),
         "r": "the other" if number - few == 1 else speaker.say("the others"),
     }
-    forms = {"told apart": 30.0}
-    if varied != "shape" and len(counts) == 2:
-        forms["and the rest"] = 9
-    if varied == "color":
-        forms |= {"told apart by color": 22 * (len(counts) == number), "colors before the noun": 11}
-        forms["only some"] = 11 * (len(counts) == 2)
-    if varied == "size" and base.color:
-        forms["alike in color"] = 45
-    if varied == "size" and number > 2 and few == 1:
-        forms["an odd one"] = 25
-    form = speaker.pick(forms)
+    form = speaker.pick(
+        {
+            "told apart": 30,
+            "and the rest": 9 * (varied != "shape" and len(counts) == 2),
+            "told apart by color": 22 * (varied == "color" and len(counts) == number),
+            "colors before the noun": 11 * (varied == "color"),
+            "only some": 11 * (varied == "color" and len(counts) == 2),
+            "alike in color": 45 * (varied == "size" and base.color is not None),
+            "an odd one": 25 * (varied == "size" and number > 2 and few == 1),
+        }
+    )
     match form:
         case "colors before the noun":
             slots["o"] = " and ".join(one(value, count) for value, count in counts.items())
@@ -1608,6 +1602,4 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
 def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
     """A conversation as a line of a file of requests."""
     said = [{"user": turn.user, "expect": turn.expect} for turn in turns]
-    image = turns[0].shown and asdict(turns[0].shown)
-    image = image and {**image, "objects": list(image["objects"])}
-    return {"id": id, "kind": kind, "image": image, "turns": said}
+    return {"id": id, "kind": kind, "image": turns[0].shown and asdict(turns[0].shown), "turns": said}
