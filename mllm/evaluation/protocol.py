@@ -173,12 +173,7 @@ def read_mapping(path: Path, *needed: str, name: str) -> dict[str, dict]:
 
 
 def match_answers(
-    benchmark: Benchmark,
-    items: Sequence[BenchmarkItem],
-    lines: Sequence[Line],
-    *,
-    answers: Path,
-    partial: bool = False,
+    benchmark: Benchmark, items: Sequence[BenchmarkItem], lines: Sequence[Line], *, answers: Path, partial: bool = False
 ) -> list[AnsweredItem]:
     """Items with their answers, in the order of the items; every answer belongs to one item and the reverse.
 

@@ -20,15 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.evaluation.intervals import mean_with_deviation, means, score_with_interval, without_interval
-from mllm.evaluation.protocol import (
-    Answers,
-    Benchmark,
-    BenchmarkItem,
-    Score,
-    ScoreOptions,
-    Scores,
-    read_mapping,
-)
+from mllm.evaluation.protocol import Answers, Benchmark, BenchmarkItem, Score, ScoreOptions, Scores, read_mapping
 from mllm.files import (
     append_lines,
     kept_lines,

@@ -391,6 +391,10 @@ def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit],
 # alone.
 
 
+Judge = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
+"""(images, requests) -> how right the model finds them."""
+
+
 class Candidates(NamedTuple):
     """The images of one request, checked and scored."""
 
@@ -403,19 +407,11 @@ class Candidates(NamedTuple):
 
 
 def measure_best_of(
-    answer: Answer,
-    score: Callable[[Sequence[Image.Image], Sequence[str]], list[float]],
-    group: Group,
-    *,
-    best_of: Sequence[int],
-    count: int,
-    seed: int,
-    chunk: int = 256,
+    answer: Answer, score: Judge, group: Group, *, best_of: Sequence[int], count: int, seed: int, chunk: int = 256
 ) -> dict:
     """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates.
 
     Args:
-        score: (images, requests) -> how right the model finds them.
         chunk: candidates whose images are in memory at the same time.
     """
     for number in best_of:

@@ -7,7 +7,7 @@ encoded once serves many sentences. Images are references, rendered on demand.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image
 from mllm.world.language import (
     DRAWING_WEIGHTS,
     NUMBER_WORDS,
+    Weights,
     add_typo,
     capitalize,
     choose_reference,
@@ -334,11 +335,7 @@ def _yes(value: bool) -> str:
 
 
 def propose_question(
-    scene: Scene,
-    rng: Random,
-    *,
-    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
-    allowed_pairs: frozenset[Pair] = ALL_PAIRS,
+    scene: Scene, rng: Random, *, kind_weights: Weights = QUESTION_WEIGHTS, allowed_pairs: frozenset[Pair] = ALL_PAIRS
 ) -> Question:
     """A question with one clear answer, which names allowed color-shape pairs alone.
 
@@ -536,8 +533,8 @@ def make_dialogue(
     rng: Random,
     *,
     num_questions: int | None = None,
-    question_weights: Mapping[str, float] = QUESTION_WEIGHTS,
-    drawing_weights: Mapping[str, float] = DRAWING_WEIGHTS,
+    question_weights: Weights = QUESTION_WEIGHTS,
+    drawing_weights: Weights = DRAWING_WEIGHTS,
 ) -> Dialogue:
     """One dialogue of a job about an episode; the same arguments give the same dialogue.
 
@@ -617,12 +614,7 @@ def dense_round(episode: Episode, kind: DenseKind, rng: Random, *, canonical: fl
 
 
 def ask(
-    episode: Episode,
-    scene: Scene,
-    rng: Random,
-    *,
-    pronoun: bool = False,
-    kind_weights: Mapping[str, float] = QUESTION_WEIGHTS,
+    episode: Episode, scene: Scene, rng: Random, *, pronoun: bool = False, kind_weights: Weights = QUESTION_WEIGHTS
 ) -> Round:
     """A question about a scene of the episode."""
     question = propose_question(scene, rng, kind_weights=kind_weights, allowed_pairs=episode.allowed_pairs)

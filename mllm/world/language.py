@@ -69,6 +69,8 @@ MAX_TRIES = 10
 MIN_TYPO_LETTERS = 5  # of a mistyped word; of a shorter one too little is left
 MIN_CUT_LETTERS = 6  # of a word that may lose a letter
 T = TypeVar("T")
+Weights = Mapping[str, float]
+"""How often which choice is made."""
 TYPO_WORDS = re.compile(rf"[A-Za-z]{{{MIN_TYPO_LETTERS},}}")
 # Words other than attributes that change what is asked for.
 DECISIVE_WORDS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
@@ -341,7 +343,7 @@ def make_draw_request(
     rng: Random,
     *,
     kind: str | None = None,
-    kind_weights: Mapping[str, float] = DRAWING_WEIGHTS,
+    kind_weights: Weights = DRAWING_WEIGHTS,
     allowed_pairs: frozenset[Pair] = ALL_PAIRS,
     statements: bool = True,
 ) -> DrawRequest:
