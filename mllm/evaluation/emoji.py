@@ -232,10 +232,8 @@ def answer_items(
 
 def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str]) -> dict:
     """Names; or, of things that it does not know, whether it says so, and whether it names their group."""
-    pairs = [
-        (item.right, " ".join(answer.split()).strip(" .").casefold())
-        for item, answer in zip(items, answers, strict=True)
-    ]
+    plain = (" ".join(answer.split()).strip(" .").casefold() for answer in answers)
+    pairs = [(item.right, answer) for item, answer in zip(items, plain, strict=True)]
     if group.job == "unknown":
         in_group = as_values(cell.group_name in answer for cell, answer in pairs)
         return {**as_values(DONT_KNOW in answer for _, answer in pairs), "group": in_group}

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations, product
 from math import hypot
 from pathlib import Path
@@ -262,11 +263,8 @@ def check_image(expect: Expectation, image: ParsedScene, before: Scene | None) -
     if scene is None or wanted is None:
         return [f"the image is not readable ({image.reason})"]
     found = [[item for item in scene.objects if each.matches(item)] for each in wanted.objects]
-    wrong = [
-        f"{len(items)} of {each}, not {each.count}"
-        for each, items in zip(wanted.objects, found, strict=True)
-        if len(items) != each.count
-    ]
+    counts = zip(wanted.objects, map(len, found), strict=True)
+    wrong = [f"{count} of {each}, not {each.count}" for each, count in counts if count != each.count]
     if wanted.total not in (None, len(scene.objects)):
         wrong.append(f"{counted(len(scene.objects), 'object')}, not {wanted.total}")
     wrong += [f"there is a {each}" for each in wanted.none if any(map(each.matches, scene.objects))]
@@ -287,11 +285,9 @@ def check_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[
     if before is None:
         return ["the image before could not be read"]
     kept = [item for item in before.objects if not any(each.matches(item) for each in expect.changes)]
-    wrong = [
-        f"the {name_of(item)} did not stay"
-        for item in kept
-        if not any(looks_like(item, other, tolerance=POSITION_TOLERANCE) for other in scene.objects)
-    ]
+    is_same = partial(looks_like, tolerance=POSITION_TOLERANCE)
+    gone = [item for item in kept if not any(is_same(item, other) for other in scene.objects)]
+    wrong = [f"the {name_of(item)} did not stay" for item in gone]
     if expect.scene is not None and expect.scene.background is None and scene.background != before.background:
         wrong.append(f"the background became {scene.background}")
     return wrong
@@ -381,10 +377,8 @@ def as_table(result: dict[str, Any]) -> str:
     turns = {f"of conversations: {name}": row for name, row in result["turns"].items()}
     rows = {**result["kinds"], "all": result, **turns}
     width = max(map(len, rows))
-    lines = [
-        f"{kind:<{width}}  {row['right']:>4} of {row['total']:<4} {Rate(row['right'], row['total'])}"
-        for kind, row in rows.items()
-    ]
+    rates = {kind: Rate(row["right"], row["total"]) for kind, row in rows.items()}
+    lines = [f"{kind:<{width}}  {rate.passed:>4} of {rate.total:<4} {rate}" for kind, rate in rates.items()]
     for failure in result["failures"]:
         lines += [
             "",

@@ -210,9 +210,8 @@ class GenEval(ImageBenchmark):
     tasks = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        return [
-            Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in read_lines(questions)
-        ]
+        lines = read_lines(questions)
+        return [Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in lines]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Accuracy of each task in percent, and their mean, from the official results."""
@@ -377,10 +376,8 @@ class MJHQ30K(ImageBenchmark):
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
         records = read_mapping(questions, "prompt", "category", name="meta_data.json")
-        return [
-            Prompt(f"{questions}, record {name}", record["prompt"], {"name": name, "category": record["category"]})
-            for name, record in records.items()
-        ]
+        fields = {name: {"name": name, "category": record["category"]} for name, record in records.items()}
+        return [Prompt(f"{questions}, record {name}", records[name]["prompt"], fields[name]) for name in records]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         try:

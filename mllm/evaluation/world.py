@@ -160,9 +160,8 @@ def answer_with(
     ) -> Iterator[tuple[int, list[Part]]]:
         chosen: Overrides = {"max_new_tokens": max_text} if mode == "text" else sampling or {}
         # all are built before the first is decoded: one that does not fit is noticed at once
-        return pipeline.answer_each(
-            dialogues, mode, seeds, at_once=at_once, together=len(dialogues), size=size, **chosen
-        )
+        together = len(dialogues)
+        return pipeline.answer_each(dialogues, mode, seeds, at_once=at_once, together=together, size=size, **chosen)
 
     return answer
 
@@ -457,9 +456,8 @@ def as_table(report: dict) -> str:
     tokenizer, checker = report["tokenizer"], report["checker_error"]
     highest = tokenizer["highest_perplexity"]
     limit = "" if highest is None else f" (of {highest:.0f} that are possible)"
-    perplexity, of_borders = (
-        " ".join(f"{value:.0f}" for value in tokenizer[name]) for name in ("perplexity", "perplexity_of_borders")
-    )
+    names = ("perplexity", "perplexity_of_borders")
+    perplexity, of_borders = (" ".join(f"{value:.0f}" for value in tokenizer[name]) for name in names)
     lines += [
         "",
         f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
@@ -514,10 +512,8 @@ def score_round_trip(tokenizer: UniTok, *, count: int, seed: int, size: Size) ->
         found["codes"].append(codes_BKN.transpose(0, 1).flatten(1))
         found["is_border"].append(~is_plain_M)
     codes_KM, is_border_M = torch.cat(found["codes"], dim=1), torch.cat(found["is_border"])
-    counts_KC, border_counts_KC = (
-        code_counts(codes_1KM, config.codebook_size).cpu()
-        for codes_1KM in (codes_KM[None], codes_KM[None, :, is_border_M])
-    )
+    both = codes_KM[None], codes_KM[None, :, is_border_M]
+    counts_KC, border_counts_KC = (code_counts(codes_1KM, config.codebook_size).cpu() for codes_1KM in both)
     entropy_K, total, plain = entropy_of(counts_KC), len(is_border_M), [*colors.values()]
     is_bound = config.encoder_scope == "patch"
     return {

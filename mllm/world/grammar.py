@@ -36,13 +36,8 @@ NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
 ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
-MARKS_SAID = {
-    ",": ("comma",),
-    ".": ("period", "full stop", "dot"),
-    "?": ("question mark",),
-    "!": ("exclamation mark",),
-    ":": ("colon",),
-}
+MARKS = (",", "comma"), (".", "period", "full stop", "dot"), ("?", "question mark"), ("!", "exclamation mark")
+MARKS_SAID = {mark: said for mark, *said in (*MARKS, (":", "colon"))}
 """What a machine writes down of punctuation that is dictated."""
 MARK = re.compile(r"[,.?!:](?=\s|$)")
 T = TypeVar("T")

@@ -522,12 +522,10 @@ def differentiate(scene: Scene, rng: Random, _: object) -> DrawRequest:
         always += (Distinct(varied),)
         return fill_skill(scene, rng, "differentiation", extra, table="different", always=always)
     order = rng.sample(sorted(counts), len(counts))
-    ones = [
-        count_phrase(Filter(value), counts[value], rng)
-        if varied == "shape"
-        else f"{NUMBER_WORDS[counts[value]]} {say(value, rng)}"
-        for value in order
-    ]
+    if varied == "shape":
+        ones = [count_phrase(Filter(value), counts[value], rng) for value in order]
+    else:
+        ones = [f"{NUMBER_WORDS[counts[value]]} {say(value, rng)}" for value in order]
     constraints = tuple(Count(replace(base, **{varied: value}), counts[value]) for value in order)
     extra = {"kind": kind, "ones": Said(join(ones), constraints)}
     return fill_skill(scene, rng, "differentiation", extra, always=always)

@@ -488,10 +488,8 @@ def tell_later(speaker: Speaker, split: Split) -> Drawn:
         kinds = filters = [odd, *[other] * rest]
         ones, count = ("one", "a") if rest == 1 else ("ones", speaker.number(rest))
         parts = [f"a {speaker.say(odd.size)} {speaker.say(shape)}", f"{count} {speaker.say(other.size)} {ones}"]
-        told = [
-            (f"{speaker.say(odd.size)} one", 1, odd.color),
-            (f"{speaker.say(other.size)} {ones}", rest, other.color),
-        ]
+        told = [(f"{speaker.say(odd.size)} one", 1, odd.color)]
+        told.append((f"{speaker.say(other.size)} {ones}", rest, other.color))
     elif form == "order":
         name = "color" if speaker.maybe(0.7) else "size"
         need(number < 5)
@@ -1051,9 +1049,7 @@ CHANGE_FORMS = {
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
-PICTURE = re.compile(
-    r"\b(pic|picture|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|here|there)\b"
-)
+PICTURE = re.compile(r"\b(pic(ture)?|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|t?here)\b")
 PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
 PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 
@@ -1061,9 +1057,8 @@ PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
     """What may be counted or looked for: what is there, or nearly so, or something else."""
     rng = speaker.rng
-    names = speaker.pick(
-        {("shape",): 2, ("color",): 2, ("color", "shape"): 1, ("size", "shape"): 1, ("size",): 1, FULL: 1}
-    )
+    choices = {"shape": 2, "color": 2, "color shape": 1, "size shape": 1, "size": 1, "size color shape": 1}
+    names = speaker.pick(choices).split()
     made = Filter.of(rng.choice(scene.objects), names)
     if speaker.maybe(0.4):
         name = rng.choice(names)
