@@ -172,14 +172,12 @@ def describe(cell: Cell) -> dict:
 
 def attribution(styles: list[str], size: int) -> str:
     """Who drew the images and named them; what the licences ask for."""
-    images = "\n".join(
-        f"| {name} | {STYLES[name].title} | {STYLES[name].author} | {STYLES[name].license} | {STYLES[name].url} |"
-        for name in styles
-    )
+    sets = [(name, STYLES[name]) for name in styles]
+    images = "\n".join(f"| {name} | {s.title} | {s.author} | {s.license} | {s.url} |" for name, s in sets)
     return f"""# Attribution
 
 Images, drawn at {size} x {size} pixels on white, from the packages of the Iconify project
-({", ".join(STYLES[name].package for name in styles)}):
+({", ".join(s.package for _, s in sets)}):
 
 | style | set | author | licence | source |
 |---|---|---|---|---|

@@ -177,11 +177,9 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
 def read_symbol_names(packages: Packages) -> list[str]:
     """Names of characters that are no emoji ("logical and"): things that no style has an image of."""
     annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
-    labelled = {
-        plain_code_points(image["hexcode"])
-        for entry in packages.read(TEXTS_PACKAGE, "en/data.json")
-        for image in (entry, *entry.get("skins", ()))
-    }
+    entries = packages.read(TEXTS_PACKAGE, "en/data.json")
+    images = (image for entry in entries for image in (entry, *entry.get("skins", ())))
+    labelled = {plain_code_points(image["hexcode"]) for image in images}
     return [
         annotated["tts"][0].translate(PLAIN_QUOTES)
         for symbol, annotated in annotations.items()
@@ -215,18 +213,13 @@ def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
     for style, found in images.items():
         for code_points in found:
             of_label.setdefault(emoji[code_points].label, []).append(style)
-    return [
-        Cell(
-            emoji=emoji[code_points],
-            style=style,
-            split=split_of(
-                emoji[code_points].label, style, emoji[code_points].tone, styles=of_label[emoji[code_points].label]
-            ),
-            svg=svg,
-        )
-        for style, found in images.items()
-        for code_points, svg in found.items()
-    ]
+    cells = []
+    for style, found in images.items():
+        for code_points, svg in found.items():
+            one = emoji[code_points]
+            split = split_of(one.label, style, one.tone, styles=of_label[one.label])
+            cells.append(Cell(emoji=one, style=style, split=split, svg=svg))
+    return cells
 
 
 def read_images(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> dict[str, str]:

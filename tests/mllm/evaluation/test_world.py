@@ -194,9 +194,8 @@ def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see()
 
 HEART = Filter(shape="heart")
 STAR = SceneObject("star", "blue", "small", 0.2, 0.7)
-WANTED = Scene(
-    "white", (SceneObject("heart", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7))
-)
+RED_HEART, BLUE_STAR = SceneObject("heart", "red", "large", 0.3, 0.3), replace(STAR, x=0.7)
+WANTED = Scene("white", (RED_HEART, BLUE_STAR))
 DRAWN = Scene("white", (STAR, SceneObject("heart", "green", "small", 0.7, 0.3)))
 TWO_HEARTS = Scene("white", (*DRAWN.objects, SceneObject("heart", "red", "large", 0.6, 0.75)))
 RECOLOR = Edit("recolor", 0, "yellow")
@@ -239,11 +238,7 @@ def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
     star, circle = SceneObject("star", "blue", "large", 0.3, 0.3), SceneObject("circle", "red", "small", 0.7, 0.7)
     drawn, small_star = Scene("white", (star, circle)), Filter(shape="star", size="small")
-    alike, larger, gone = (
-        Filter(shape="heart", color="orange", size="small"),
-        Edit("resize", 0, "large"),
-        Edit("remove", 0),
-    )
+    alike, larger, gone = Filter("heart", "orange", "small"), Edit("resize", 0, "large"), Edit("remove", 0)
     edited, yellow = [recolored(TWO_HEARTS, index) for index in range(3)], recolored(TWO_HEARTS, 1)
     others = [TWO_HEARTS, Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))]
     without = [apply_edit(drawn, replace(gone, index=index)) for index in range(2)]

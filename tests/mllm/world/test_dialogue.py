@@ -123,10 +123,8 @@ def test_every_kind_is_asked_as_often_as_it_weighs_and_yes_is_as_often_right_as_
     assert set(phrases("ask")) == {variant for variants in QUESTION_KINDS.values() for variant in variants}
     scenes = [random_scene_for("train", Random(index), num_objects=3) for index in range(250)]
     for kind in QUESTION_WEIGHTS:
-        asked = [
-            (propose_question(scene, Random(index), kind_weights={kind: 1.0}), scene)
-            for index, scene in enumerate(scenes)
-        ]
+        proposed = [propose_question(scene, Random(n), kind_weights={kind: 1.0}) for n, scene in enumerate(scenes)]
+        asked = list(zip(proposed, scenes, strict=True))
         for index, (question, scene) in enumerate(asked):
             right = answer(question, scene)
             assert right and right == right.lower() and len(right.split()) <= 6
