@@ -206,12 +206,10 @@ class TextVQA(Benchmark):
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean soft accuracy in percent; all answers are normalised."""
-        people = {
-            (str(record["image_id"]), record["question"].lower()): read_people(
-                record, f"{annotations}, question {record.get('question_id', record['question'])!r}"
-            )
-            for record in read_records(annotations, "data", "image_id", "question", "answers", name=self.annotations)
-        }
+        people = {}
+        for record in read_records(annotations, "data", "image_id", "question", "answers", name=self.annotations):
+            where = f"{annotations}, question {record.get('question_id', record['question'])!r}"
+            people[str(record["image_id"]), record["question"].lower()] = read_people(record, where)
         values, has_ocr = [], set()
         for one in answered:
             key = (str(one.item.question_id), self.question_of(one.item.prompt, one.item.where))

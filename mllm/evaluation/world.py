@@ -131,7 +131,9 @@ def measure_world(
     self_scored = {g.name: measure_best_of(answer, score, g, **settings) for g in drawing if best_of}
     plans: dict[str, Any] = {}
     if config.begin_plan_id is not None:
-        plans = {"resamples": config.image_resamples, "plan": describe_plan_sampling(pipeline, sampling)}
+        chosen = pipeline.requests.plan_settings(sampling)
+        words = "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
+        plans = {"resamples": config.image_resamples, "plan": words}
     shown_size = size[0] if size[0] == size[1] else list(size)
     about = describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=shown_size, more=plans)
     tokenizer = pipeline.processor.need_image_tokenizer()
@@ -164,11 +166,6 @@ def answer_with(
         return pipeline.answer_each(dialogues, mode, seeds, at_once=at_once, together=together, size=size, **chosen)
 
     return answer
-
-
-def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
-    chosen = pipeline.requests.plan_settings(sampling)
-    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
 
 def evaluate_world(

@@ -135,13 +135,11 @@ def as_record(item: Filter) -> dict[str, Any]:
 def random_filters(speaker: Speaker, order: Sequence[SceneObject | Filter]) -> list[Filter]:
     """What is said of each object: mostly shape and color, with sizes for all or for some."""
     level = speaker.pick({"full": 34, "mixed": 22, "color": 34, "shape": 6})
-    names = ("shape",) if level == "shape" else ("color", "shape")
-    plain = [Filter.of(item, names) for item in order]
-    if level == "full":
-        return list(map(Filter.of, order))
-    if level == "mixed" and len(set(plain)) == len(plain):
+    names = {"full": FULL, "shape": ("shape",)}.get(level, ("color", "shape"))
+    named = [Filter.of(item, names) for item in order]
+    if level == "mixed" and len(set(named)) == len(named):
         return [Filter.of(item) if speaker.maybe(0.5) else Filter.of(item, names) for item in order]
-    return plain
+    return named
 
 
 def random_kinds(rng: Random, number: int, like: Filter = ANY, *, differ: str | None = None) -> list[Filter]:
@@ -591,10 +589,9 @@ def put_in_places(speaker: Speaker, split: Split) -> Drawn:
     scene, order, filters = some_scene(speaker, split, (2, 2, 3, 3, 4))
     places = [next((p for p in stated_places(item) if p != "center" or len(order) > 2), None) for item in order]
     need(all(places) and len(set(places)) == len(places))
-    told, is_first = [], speaker.maybe(0.25)
-    for item, place in zip(filters, places, strict=True):
-        said = [speaker.some(item), speaker.say(place)]
-        told.append(" ".join(reversed(said) if is_first else said))
+    is_first = speaker.maybe(0.25)
+    said = [(speaker.some(item), speaker.say(place)) for item, place in zip(filters, places, strict=True)]
+    told = [f"{place} {item}" if is_first else f"{item} {place}" for item, place in said]
     relations = [
         (a, relation, b)
         for a, b in combinations(range(len(order)), 2)

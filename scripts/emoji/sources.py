@@ -170,7 +170,9 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
                 subgroup=groups["subgroups"][str(entry["subgroup"])],
                 keywords=tuple(sorted(keywords)),
             )
-    require_one_each([emoji.slug for emoji in found.values()])
+    slugs = Counter(emoji.slug for emoji in found.values())
+    if twice := sorted(slug for slug, count in slugs.items() if count > 1):  # images are files of these names
+        raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
     return found
 
 
@@ -244,10 +246,3 @@ def square_svg(body: str, width: float, height: float) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="1024" height="1024" viewBox="0 0 {width} {height}">{body}</svg>'
     )
-
-
-def require_one_each(slugs: list[str]) -> None:
-    """Images are files: two emoji must not share a name."""
-    twice = sorted(slug for slug, count in Counter(slugs).items() if count > 1)
-    if twice:
-        raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
