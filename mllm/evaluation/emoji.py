@@ -244,7 +244,8 @@ def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str])
 @torch.inference_mode()
 def round_trip(cells: Sequence[Cell], tokenizer: UniTok) -> tuple[list[Drawing], float]:
     """Images through the image tokenizer and back, and their mean PSNR."""
-    drawings, decibels = [], []
+    drawings: list[Drawing] = []
+    decibels: list[float] = []
     for some in batched(cells, BATCH):
         pixels_B3HW = read_pixels(some, tokenizer.config.image_size).to(tokenizer.device)
         decoded_B3HW = tokenizer.decode(tokenizer.encode(pixels_B3HW), grid=tokenizer.grid_of(pixels_B3HW))

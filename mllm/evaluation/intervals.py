@@ -23,11 +23,7 @@ Statistic = Callable[..., NDArray[np.float64]]
 
 
 def score_with_interval(strata: Sequence[Sequence[float]], statistic: Statistic) -> Score:
-    """A score and its bootstrap interval; items are resampled within their stratum.
-
-    Args:
-        strata: one number per item, one sequence per group whose size is fixed by the benchmark.
-    """
+    """A score and its bootstrap interval; items are resampled within their stratum, whose size the benchmark fixes."""
     from scipy.stats import bootstrap
 
     # scipy refuses a sample of one item; two copies of it resample to the same thing

@@ -193,10 +193,7 @@ def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path) -> li
 
 
 class GenEval(ImageBenchmark):
-    """Are the objects, counts, colors and positions of a prompt in the image (Ghosh et al. 2023).
-
-    The overall score is the mean over the six tasks.
-    """
+    """Are the objects, counts, colors and positions of a prompt in the image (Ghosh et al. 2023): mean of six tasks."""
 
     name = "geneval"
     annotations = (

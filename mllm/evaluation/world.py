@@ -405,11 +405,8 @@ class Candidates(NamedTuple):
 def measure_best_of(
     answer: Answer, score: Judge, group: Group, *, best_of: Sequence[int], count: int, seed: int, chunk: int = 256
 ) -> dict:
-    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates.
-
-    Args:
-        chunk: candidates whose images are in memory at the same time.
-    """
+    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates, of
+    which `chunk` are in memory at the same time."""
     for number in best_of:
         check_count(number, name="best_of")
     dialogues = make_items(group, count, seed=seed)

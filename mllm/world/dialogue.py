@@ -74,9 +74,7 @@ POSITION_TOLERANCE = 0.06  # how far an untouched object may seem to have moved,
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change. Indices count the objects of the scene before, from left to right. Which fields are set depends on
-    the kind.
-    """
+    """One change; its kind decides which fields are set. Indices count the objects before, from left to right."""
 
     kind: str
     index: int | None = None  # the object that changes (recolor, remove, resize, reshape)
@@ -660,9 +658,7 @@ def multi_turn_rounds(episode: Episode, rng: Random) -> list[Round]:
 
 
 def talk_about(episode: Episode, scene: Scene, rng: Random) -> list[Round]:
-    """One or two questions, of two objects also about the other one, a description, or (of the first scene) a depth or
-    segmentation image.
-    """
+    """One or two questions, perhaps one about the other of two objects; a description; or a depth or segmentation."""
     choice = rng.random()
     if choice < 0.2:
         return [describe_round(scene, rng, short_share=0.3)._replace(skills=("describe",))]

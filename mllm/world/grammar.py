@@ -267,11 +267,8 @@ class Speaker:
         return f"{self.number(count)} {self.noun(item, plural=is_plural, long=long)}"
 
     def refer(self, scene: Scene, item: SceneObject, *, without: str | None = None) -> str:
-        """ "the small circle", "the one on the left": words that single out one object.
-
-        Raises:
-            UnsayableError: there are none without the attribute that is not to be given away.
-        """
+        """ "the small circle", "the one on the left": words that single out one object, `without` giving an attribute
+        away; UnsayableError where there are none."""
         others = [other for other in scene.objects if other is not item]
         choices: dict[str, float] = {}
         for attributes, weight in phrases("people")["weights"]["references"].items():

@@ -1436,11 +1436,7 @@ def text_turn(
 
 
 def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
-    """A question about the picture.
-
-    Args:
-        where: words that say which picture is meant, if not the last one.
-    """
+    """A question about the picture; `where`: words that say which one is meant, if not the last."""
     text, right = speaker.attempt(QUESTION_FORMS, scene)
     while where and PICTURE.search(text):
         text, right = speaker.attempt(QUESTION_FORMS, scene)

@@ -209,9 +209,7 @@ def place_in_corners(kinds: Sequence[Kind], rng: Random) -> tuple[SceneObject, .
 
 
 def split_of(scene: Scene) -> Split:
-    """The one split a scene belongs to: a hash of its content with positions rounded to a coarse grid, so that no test
-    scene is a training scene moved a little.
-    """
+    """A hash of the content with positions on a coarse grid: no test scene is a training scene moved a little."""
     cells = [(item, int(item.x * POSITION_STEPS), int(item.y * POSITION_STEPS)) for item in scene.objects]
     parts = [f"{item.shape},{item.color},{item.size},{x},{y}" for item, x, y in cells]
     content = ";".join([scene.background, *sorted(parts)])
