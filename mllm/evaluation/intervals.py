@@ -6,7 +6,7 @@ scipy does the work and is imported where it is used, because the core imports `
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +28,9 @@ def score_with_interval(strata: Sequence[Sequence[float]], statistic: Statistic)
 
     # scipy refuses a sample of one item; two copies of it resample to the same thing
     samples = [np.asarray(values if len(values) > 1 else [*values] * 2, dtype=np.float64) for values in strata]
-    interval = bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, BATCH_VALUES // max(map(len, samples))),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
+    how: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": max(1, BATCH_VALUES // max(map(len, samples)))}
+    how |= {"vectorized": True, "method": "percentile", "rng": np.random.default_rng(SEED)}
+    interval = bootstrap(samples, statistic, **how).confidence_interval
     value = float(statistic(*samples, axis=-1))
     return Score(value, float(interval.low), float(interval.high), count=sum(map(len, strata)))
 

@@ -124,14 +124,10 @@ class Benchmark:
                     raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
             if images is not None and not (images / name).is_file():
                 raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
-            item = BenchmarkItem(
-                key=f"{question_id}\n{prompt}" if self.keyed_by_prompt else str(question_id),
-                where=line.where,
-                question_id=question_id,
-                prompt=prompt,
-                images=() if images is None else (images / name,),
-                fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
-            )
+            unique = f"{question_id}\n{prompt}" if self.keyed_by_prompt else str(question_id)
+            files = () if images is None else (images / name,)
+            fields = {key: value for key, value in line.record.items() if key not in ("question_id", "text")}
+            item = BenchmarkItem(unique, line.where, question_id, prompt, files, fields=fields)
             if (first := items.setdefault(item.key, item)) is not item:
                 raise ValueError(f"question ids must be unique, got {question_id!r} in {first.where} and {item.where}")
         if not items:

@@ -218,12 +218,13 @@ class RunningDialogue:
 def run_dialogues(answer: Answer, dialogues: Sequence[RunningDialogue], mode: Mode, *, name: str) -> None:
     """Take dialogues to their ends, turn by turn; they are changed in place."""
     for turn in itertools.count():
-        asked = [(each, tuple(each.ask(turn))) for each in dialogues]
-        active = [each for each, parts in asked if parts]
+        active = []
+        for each in dialogues:
+            if asked := tuple(each.ask(turn)):
+                each.messages.append(Message("user", asked))
+                active.append(each)
         if not active:
             return
-        for each, parts in asked:
-            each.messages += [Message("user", parts)] if parts else []
         answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
         for index, given in tqdm(answers, total=len(active), desc=name, leave=False):
             active[index].check(turn, given)

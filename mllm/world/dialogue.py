@@ -139,12 +139,8 @@ def _propose_addition(scene: Scene, rng: Random) -> Edit | None:
     if position is None:
         return None
     added = SceneObject(rng.choice(SHAPES), rng.choice(COLORS), size, *position)
-    relations = [
-        (relation, anchor)
-        for anchor, item in enumerate(scene.objects)
-        for relation in RELATIONS
-        if is_clear(relation, added, item) and Filter.of(item).find_one(scene)
-    ]
+    named = [(at, item) for at, item in enumerate(scene.objects) if Filter.of(item).find_one(scene)]
+    relations = [(relation, at) for at, item in named for relation in RELATIONS if is_clear(relation, added, item)]
     places = [place for place in stated_places(added) if None not in PLACES[place]]
     if relations and (not places or rng.random() < 0.5):
         relation, anchor = rng.choice(relations)

@@ -152,24 +152,20 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
     annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
     found = {}
     for entry in packages.read(TEXTS_PACKAGE, "en/data.json"):
-        if "group" not in entry or groups["groups"][str(entry["group"])] == COMPONENTS:
+        group = groups["groups"][str(entry["group"])] if "group" in entry else COMPONENTS
+        if group == COMPONENTS:
             continue
         label = entry["label"].translate(PLAIN_QUOTES)
         annotated = annotations.get(entry["emoji"].replace(VARIATION_SELECTOR, ""), {})
         keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())}
         keywords = {keyword.translate(PLAIN_QUOTES) for keyword in keywords} - {label}
+        about = {"label": label, "group": group, "subgroup": groups["subgroups"][str(entry["subgroup"])]}
+        about |= {"gender": GENDERS.get(entry.get("gender", -1)), "keywords": tuple(sorted(keywords))}
         for image in (entry, *entry.get("skins", ())):
             tone = image.get("tone")
             if isinstance(tone, list):  # two people with a tone each
                 continue
-            found[plain_code_points(image["hexcode"])] = Emoji(
-                label=label,
-                tone=TONES[tone - 1] if tone else None,
-                gender=GENDERS.get(entry.get("gender", -1)),
-                group=groups["groups"][str(entry["group"])],
-                subgroup=groups["subgroups"][str(entry["subgroup"])],
-                keywords=tuple(sorted(keywords)),
-            )
+            found[plain_code_points(image["hexcode"])] = Emoji(tone=TONES[tone - 1] if tone else None, **about)
     slugs = Counter(emoji.slug for emoji in found.values())
     if twice := sorted(slug for slug, count in slugs.items() if count > 1):  # images are files of these names
         raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
