@@ -217,7 +217,6 @@ def single(speaker: Speaker, split: Split) -> Drawn:
 
 def list_objects(speaker: Speaker, split: Split) -> Drawn:
     """Several objects in a row of words, alike ones counted, with a relation or a denial behind them."""
-    rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (2, 2, 2, 3, 3, 3, 4, 4), distinct=False)
     text, relations, none = list_filters(speaker, filters, long=True), [], []
     match speaker.pick({"": 40, "counted": 8, "placed later": 24, "denied": 10, "nothing else": 10}):
@@ -230,8 +229,8 @@ def list_objects(speaker: Speaker, split: Split) -> Drawn:
             text += speaker.say("placed later", a=a, b=b, r=speaker.say(relation))
             relations = [(0, relation, 1)]
         case "denied":
-            name = rng.choice(("shape", "shape", "color"))
-            denied = Filter(**{name: another(rng, name, order)})
+            name = speaker.rng.choice(("shape", "shape", "color"))
+            denied = Filter(**{name: another(speaker.rng, name, order)})
             text = speaker.say("denied", x=text, p=speaker.noun(denied, plural=True))
             none = [as_record(denied)]
         case "nothing else":
@@ -456,7 +455,6 @@ def several(speaker: Speaker, split: Split) -> Drawn:
 
 def chain(speaker: Speaker, split: Split) -> Drawn:
     """Three or four objects, each placed by the one before: "a star, below it a heart, above that a cross"."""
-    rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (3, 3, 4))
     need(all(item.color for item in filters))
     relations = [(index, need(main_relation(b, a)), index - 1) for index, (a, b) in enumerate(pairwise(order), 1)]
@@ -464,13 +462,13 @@ def chain(speaker: Speaker, split: Split) -> Drawn:
     if speaker.maybe(0.3):  # all of them first, then where they are
         names = [name_among(speaker, filters, index) for index in range(len(filters))]
         told = [speaker.say("one is there", a=names[a], r=speaker.say(r), b=names[b]) for a, r, b in relations]
-        text = f"{speaker.listed(parts)}. {rng.choice(('. ', ', ', ' and ')).join(told)}"
+        text = f"{speaker.listed(parts)}. {speaker.rng.choice(('. ', ', ', ' and ')).join(told)}"
         return Drawn(text, scene, drawn(scene, filters, relations=relations))
     text = parts[0]
     for (index, relation, _), part in zip(relations, parts[1:], strict=True):
         there = speaker.say(relation.replace(" of", "of") + " it")
         if index > 1 and there.split()[-1] not in ("it", "that", "this"):
-            there = f"{speaker.say(relation)} {rng.choice(('that', 'that one', 'it'))}"
+            there = f"{speaker.say(relation)} {speaker.rng.choice(('that', 'that one', 'it'))}"
         text += speaker.say("next in the chain", x=part, i=there)
     return Drawn(text, scene, drawn(scene, filters, relations=relations))
 
@@ -559,15 +557,14 @@ def correct_list(speaker: Speaker, split: Split) -> Drawn:
 
 def between(speaker: Speaker, split: Split) -> Drawn:
     """One object between two others, which may be alike."""
-    rng = speaker.rng
-    kinds = random_kinds(rng, 3)
+    kinds = random_kinds(speaker.rng, 3)
     is_alike = speaker.maybe(0.4)
     if is_alike:
         kinds[2] = kinds[0]
     names = speaker.pick({("color", "shape"): 60, FULL: 30, ("shape",): 15})
     filters = [Filter.of(kind, names) for kind in kinds]
     need(len({kind.pair for kind in kinds}) == len(set(filters)) == (2 if is_alike else 3))
-    scene = scene_of(kinds, rng, layout=rng.choice(("row", "row", "column")))
+    scene = scene_of(kinds, speaker.rng, layout=speaker.rng.choice(("row", "row", "column")))
     first, middle, last = (speaker.some(item) for item in filters)
     ends = speaker.some(filters[0], 2) if is_alike else f"{first} and {last}"
     return Drawn(speaker.say("between", x=middle, e=ends), scene, drawn(scene, filters))
@@ -575,12 +572,11 @@ def between(speaker: Speaker, split: Split) -> Drawn:
 
 def beside(speaker: Speaker, split: Split) -> Drawn:
     """Two objects side by side, whichever is on which side: "a star next to a heart"."""
-    rng = speaker.rng
-    kinds = random_kinds(rng, 2)
+    kinds = random_kinds(speaker.rng, 2)
     filters = random_filters(speaker, kinds)
     need(len(set(filters)) == 2)
     a, b = (speaker.some(item) for item in filters)
-    scene = scene_of(rng.sample(kinds, 2), rng, layout="row")
+    scene = scene_of(speaker.rng.sample(kinds, 2), speaker.rng, layout="row")
     return Drawn(speaker.say("beside", a=a, b=b), scene, drawn(scene, filters))
 
 
@@ -741,14 +737,13 @@ def order_change(speaker: Speaker, name: str, **slots: str) -> str:
 
 def propose(speaker: Speaker, scene: Scene, chosen: Sequence[SceneObject]) -> tuple[str, Filter, Scene]:
     """A kind of change for some objects, what they become, and the scene after it."""
-    rng = speaker.rng
     kind = speaker.pick({"recolor": 34, "remove": 24, "resize": 22, "reshape": 20, "attributes": 10})
     if kind == "remove":
         return kind, Filter(), changed(scene, chosen)
-    names = rng.sample(tuple(ATTRIBUTES), 2) if kind == "attributes" else [CHANGED_ATTRIBUTE[kind]]
-    new = {name: another(rng, name, chosen) for name in names}
+    names = speaker.rng.sample(tuple(ATTRIBUTES), 2) if kind == "attributes" else [CHANGED_ATTRIBUTE[kind]]
+    new = {name: another(speaker.rng, name, chosen) for name in names}
     if kind == "reshape" and speaker.maybe(0.25):
-        new["color"] = rng.choice(COLORS)
+        new["color"] = speaker.rng.choice(COLORS)
     return "reshape" if "shape" in new else kind, Filter(**new), changed(scene, chosen, **new)
 
 
@@ -937,8 +932,7 @@ def add_some(speaker: Speaker, scene: Scene) -> Changed:
 
 def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Filter]]:
     """Words that ask for so many more objects, and what is said of each."""
-    rng = speaker.rng
-    said = [replace(kind, size=rng.choice((None, kind.size))) for kind in random_kinds(rng, number)]
+    said = [replace(kind, size=speaker.rng.choice((None, kind.size))) for kind in random_kinds(speaker.rng, number)]
     if speaker.maybe(0.65):
         base = said[0] if speaker.maybe(0.8) else replace(said[0], color=None)
         said = [base] * number
@@ -946,7 +940,7 @@ def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Fil
             is_alike = Filter(base.shape).count(scene) > 0
             words = f"{speaker.say('article of one more' if is_alike else 'article of a new one')} {speaker.noun(base)}"
         else:
-            more = rng.choice(("", "", "", "more ", "other ", "further "))
+            more = speaker.rng.choice(("", "", "", "more ", "other ", "further "))
             words = f"{speaker.number(number)} {more}{speaker.noun(base, plural=True)}"
     else:
         words = list_filters(speaker, said)
@@ -1053,13 +1047,12 @@ PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
     """What may be counted or looked for: what is there, or nearly so, or something else."""
-    rng = speaker.rng
     choices = {"shape": 2, "color": 2, "color shape": 1, "size shape": 1, "size": 1, "size color shape": 1}
     names = speaker.pick(choices).split()
-    made = Filter.of(rng.choice(scene.objects), names)
+    made = Filter.of(speaker.rng.choice(scene.objects), names)
     if speaker.maybe(0.4):
-        name = rng.choice(names)
-        made = replace(made, **{name: rng.choice(ATTRIBUTES[name])})
+        name = speaker.rng.choice(names)
+        made = replace(made, **{name: speaker.rng.choice(ATTRIBUTES[name])})
     return made if made.pair not in HELD_OUT_PAIRS else Filter(made.shape)
 
 
@@ -1280,7 +1273,6 @@ def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[Peo
 
 def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None) -> list[PeopleTurn]:
     """Several turns about one picture after another, first about the one that is shown."""
-    rng = speaker.rng
     table = phrases("people")["weights"]
     images = [scene] if scene else []  # all of the conversation
     before = None  # the picture before the last one, where that was changed
@@ -1319,8 +1311,8 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
             case "earlier" | "back":
                 turn = look_back(speaker, images, kind, is_changed=before is not None)
             case "show":
-                new = random_scene_for(split, rng)
-                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+                new = random_scene_for(split, speaker.rng)
+                turn = replace(respond(speaker, speaker.rng.choice(("ask", "edit", "describe")), new, split), shown=new)
                 images.append(new)
                 before = None
             case _:
@@ -1360,9 +1352,8 @@ def look_back(speaker: Speaker, images: Sequence[Scene], kind: str, *, is_change
 
 def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
     """A request that cannot be met, and what somebody asks for instead, in few words: "then in red"."""
-    rng = speaker.rng
-    form = rng.choice(("color", "color", "shape", "count", "background"))
-    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 3, 4)) if form == "count" else 1)
+    form = speaker.rng.choice(("color", "color", "shape", "count", "background"))
+    scene = random_scene_for(split, speaker.rng, num_objects=speaker.rng.choice((2, 3, 4)) if form == "count" else 1)
     item, number = scene.objects[0], len(scene.objects)
     named = Filter.of(item, ("color", "shape"))
     need(named.count(scene) == number)

@@ -172,12 +172,12 @@ def describe(cell: Cell) -> dict:
 
 def attribution(styles: list[str], size: int) -> str:
     """Who drew the images and named them; what the licences ask for."""
-    sets = [(name, STYLES[name]) for name in styles]
-    images = "\n".join(f"| {name} | {s.title} | {s.author} | {s.license} | {s.url} |" for name, s in sets)
+    rows = [(name, each.title, each.author, each.license, each.url) for name in styles for each in [STYLES[name]]]
+    images = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Attribution
 
 Images, drawn at {size} x {size} pixels on white, from the packages of the Iconify project
-({", ".join(s.package for _, s in sets)}):
+({", ".join(STYLES[name].package for name in styles)}):
 
 | style | set | author | licence | source |
 |---|---|---|---|---|
