@@ -37,11 +37,8 @@ def fetch(folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     name = f"transformers=={version('transformers')}"
     with tempfile.TemporaryDirectory() as temporary:
-        subprocess.run(
-            [*pip, "download", name, "--no-deps", "--no-build-isolation", "--no-binary", "transformers"]
-            + ["-d", temporary],
-            check=True,
-        )
+        source = ["--no-deps", "--no-build-isolation", "--no-binary", "transformers"]
+        subprocess.run([*pip, "download", name, *source, "-d", temporary], check=True)
         subprocess.run([*pip, "install", "--target", str(folder), "--no-deps", "parameterized"], check=True)
         (archive,) = Path(temporary).glob("transformers-*.tar.gz")
         for path, text in ABSENT.items():

@@ -51,10 +51,8 @@ def write_checkpoint(folder: Path, num_bytes: int, num_shards: int) -> None:
     fields = fields_of_size(num_bytes)
     shapes = shapes_of(fields)
     shard = sum(BYTES * shape.numel() for shape in shapes.values()) // num_shards
-    with_room = shard + shard // 10  # for the last tensor of a shard
-    write_shards(
-        shapes, lambda name: torch.randn(shapes[name].shape), folder, max_bytes=with_room, dtype=torch.bfloat16
-    )
+    room = shard + shard // 10  # for the last tensor of a shard
+    write_shards(shapes, lambda name: torch.randn(shapes[name].shape), folder, max_bytes=room, dtype=torch.bfloat16)
     (folder / "config.json").write_text(json.dumps(fields))
 
 

@@ -167,10 +167,8 @@ def lm_eval() -> str:
 
     folder = Path(tempfile.mkdtemp())
     answers = {"What can you draw?": " I can draw circles.", "Hi": " Hello! What shall I draw?"}
-    rows = [
-        {"prompt": f"USER: {asked} ASSISTANT:", "choices": [said, " zq xj vk"], "gold": 0}
-        for asked, said in answers.items()
-    ]
+    prompts = [(f"USER: {asked} ASSISTANT:", said) for asked, said in answers.items()]
+    rows = [{"prompt": prompt, "choices": [said, " zq xj vk"], "gold": 0} for prompt, said in prompts]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kinds = {"multiple_choice": "acc", "generate_until": "bypass"}
     for kind, metric in kinds.items():

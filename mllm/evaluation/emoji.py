@@ -9,8 +9,10 @@ made: the sentences below are some of those that the model was trained on.
 Letters: B images, H W pixels.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import repeat
 from operator import attrgetter
 from pathlib import Path
 from random import Random
@@ -24,10 +26,10 @@ from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.emoji import DRAW, GENDER, NAME, RESTYLE, TONE
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
-from mllm.evaluation.intervals import Rate, as_rate, as_values
+from mllm.evaluation.intervals import as_rate, as_values
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of
 from mllm.files import counted, fingerprint_of, read_lines, write_image
-from mllm.pipeline import Pipeline
+from mllm.pipeline import Pipeline, batched
 from tokenizer.images import GAP, ImageProcessor, read_image, to_images
 from tokenizer.metrics import psnr
 from tokenizer.unitok import UniTok
@@ -46,7 +48,7 @@ SHEET_DRAWINGS, SHEET_COLUMNS, CAPTION_HEIGHT, CAPTION_LENGTH = 100, 10, 26, 24
 class Cell(NamedTuple):
     """An image: a thing in a style."""
 
-    path: str
+    path: Path
     style: str
     name: str  # with the skin tone
     label: str
@@ -129,7 +131,8 @@ def read_cells(folder: Path) -> list[Cell]:
             values = {name: line[name] for name in Cell._fields}
         except KeyError as error:
             raise ValueError(f"{where} must have the key {error}, got none; build the data again") from None
-        cells.append(Cell(**{**values, "keywords": frozenset(values["keywords"])}))
+        about = {"path": folder / IMAGE_FOLDER / line["path"], "keywords": frozenset(line["keywords"])}
+        cells.append(Cell(**{**values, **about}))
     if not cells:
         raise ValueError(f"{path} must name images, got none; build the data again")
     return cells
@@ -157,21 +160,21 @@ def measure_emoji(
         sampling: settings of images where not the checkpoint's.
         sheet: file for the first drawings by name, none of them hand-picked.
     """
-    size, images, sampling = pipeline.config.image_size, folder / IMAGE_FOLDER, sampling or {}
+    size, sampling = pipeline.config.image_size, sampling or {}
     scores: dict[str, dict] = {}
     checks = {"resamples": pipeline.config.image_resamples}  # 0: single attempts, which the model does not look at
     sampled = Random(f"{ROUND_TRIP}/{seed}").sample(cells, min(count, len(cells)))
-    drawings, decibels = round_trip(sampled, images, pipeline.processor.need_image_tokenizer())
+    drawings, decibels = round_trip(sampled, pipeline.processor.need_image_tokenizer())
     for group in groups:
         items = make_items(group, cells, count, seed=seed)
-        answers = answer_items(pipeline, items, group, images, seed=seed, batch_size=batch_size, sampling=sampling)
+        answers = answer_items(pipeline, items, group, seed=seed, batch_size=batch_size, sampling=sampling)
         if group.draws:
             drawn = (next((part for part in parts if isinstance(part, Image.Image)), None) for parts in answers)
             drawings += [Drawing(group.name, item.right, image) for item, image in zip(items, drawn, strict=True)]
         else:
             scores[group.name] = score_texts(group, items, [" ".join(map(str, parts)) for parts in answers])
     names = [ROUND_TRIP, *(group.name for group in groups if group.draws)]
-    scores |= score_drawings(drawings, names, cells, images, scorer=scorer, size=size)
+    scores |= score_drawings(drawings, names, cells, scorer=scorer, size=size)
     ceiling = {"psnr": decibels, **scores.pop(ROUND_TRIP)}
     if sheet is not None:
         draw_sheet(drawings, sheet, size=size)
@@ -212,18 +215,11 @@ def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[CellIt
 
 
 def answer_items(
-    pipeline: Pipeline,
-    items: Sequence[CellItem],
-    group: Group,
-    images: Path,
-    *,
-    seed: int,
-    batch_size: int,
-    sampling: Overrides,
+    pipeline: Pipeline, items: Sequence[CellItem], group: Group, *, seed: int, batch_size: int, sampling: Overrides
 ) -> list[list[str | Image.Image]]:
     """What the model answers, item by item. It may answer in words where it is asked to draw."""
     dialogues = (
-        [Message("user", (*([ImagePart(read_image(images / shown.path))] if shown else []), TextPart(question)))]
+        [Message("user", (*([ImagePart(read_image(shown.path))] if shown else []), TextPart(question)))]
         for question, _, shown in items
     )
     seeds = range(seed, seed + len(items))
@@ -236,49 +232,35 @@ def answer_items(
 
 def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str]) -> dict:
     """Names; or, of things that it does not know, whether it says so, and whether it names their group."""
-    pairs = [
-        (item.right, " ".join(answer.split()).strip(" .").casefold())
-        for item, answer in zip(items, answers, strict=True)
-    ]
+    plain = (" ".join(answer.split()).strip(" .").casefold() for answer in answers)
+    pairs = [(item.right, answer) for item, answer in zip(items, plain, strict=True)]
     if group.job == "unknown":
-        in_group = sum(cell.group_name in answer for cell, answer in pairs)
-        says_so = sum(DONT_KNOW in answer for _, answer in pairs)
-        return {**rate_of(says_so, pairs), "group": rate_of(in_group, pairs)}
-    by_name = sum(answer == cell.name.casefold() for cell, answer in pairs)
-    return {**rate_of(sum(cell.is_named(answer) for cell, answer in pairs), pairs), "by_name": rate_of(by_name, pairs)}
-
-
-def rate_of(passed: int, items: Sequence) -> dict:
-    return as_values(Rate(passed, len(items)))
+        in_group = as_values(cell.group_name in answer for cell, answer in pairs)
+        return {**as_values(DONT_KNOW in answer for _, answer in pairs), "group": in_group}
+    by_name = as_values(answer == cell.name.casefold() for cell, answer in pairs)
+    return {**as_values(cell.is_named(answer) for cell, answer in pairs), "by_name": by_name}
 
 
 @torch.inference_mode()
-def round_trip(cells: Sequence[Cell], images: Path, tokenizer: UniTok) -> tuple[list[Drawing], float]:
+def round_trip(cells: Sequence[Cell], tokenizer: UniTok) -> tuple[list[Drawing], float]:
     """Images through the image tokenizer and back, and their mean PSNR."""
-    drawings, decibels = [], []
-    for start in range(0, len(cells), BATCH):
-        some = cells[start : start + BATCH]
-        pixels_B3HW = read_pixels(some, images, tokenizer.config.image_size).to(tokenizer.device)
+    drawings: list[Drawing] = []
+    decibels: list[float] = []
+    for some in batched(cells, BATCH):
+        pixels_B3HW = read_pixels(some, tokenizer.config.image_size).to(tokenizer.device)
         decoded_B3HW = tokenizer.decode(tokenizer.encode(pixels_B3HW), grid=tokenizer.grid_of(pixels_B3HW))
         decibels += psnr(decoded_B3HW.clamp(-1, 1), pixels_B3HW).tolist()
-        found = zip(some, to_images(decoded_B3HW), strict=True)
-        drawings += [Drawing(ROUND_TRIP, cell, image) for cell, image in found]
+        drawings += map(Drawing, repeat(ROUND_TRIP), some, to_images(decoded_B3HW))
     return drawings, sum(decibels) / max(1, len(decibels))
 
 
-def read_pixels(cells: Sequence[Cell], images: Path, size: int) -> torch.Tensor:
-    return ImageProcessor(width=size, height=size)([read_image(images / cell.path) for cell in cells])
+def read_pixels(cells: Sequence[Cell], size: int) -> torch.Tensor:
+    return ImageProcessor(width=size, height=size)([read_image(cell.path) for cell in cells])
 
 
 @torch.inference_mode()
 def score_drawings(
-    drawings: Sequence[Drawing],
-    names: Sequence[str],
-    cells: Sequence[Cell],
-    images: Path,
-    *,
-    scorer: EfficientNetLite0,
-    size: int,
+    drawings: Sequence[Drawing], names: Sequence[str], cells: Sequence[Cell], *, scorer: EfficientNetLite0, size: int
 ) -> dict[str, dict]:
     """Rates of these groups: right at 1 and at 5, by features and by SSIM; of what was declined nothing is right."""
     ranks: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -289,7 +271,7 @@ def score_drawings(
         drawn = [each for each in drawings if each.right.style == style and each.image is not None]
         if not drawn:
             continue
-        gallery = Gallery(scorer, read_pixels(of_style, images, size))
+        gallery = Gallery(scorer, read_pixels(of_style, size))
         pixels_B3HW = prepare([each.image for each in drawn if each.image is not None])
         right_B = torch.tensor([index_of[each.right.path] for each in drawn])
         by_features = gallery.ranks_by_features(features_of(scorer, pixels_B3HW), right_B)
@@ -300,13 +282,14 @@ def score_drawings(
 
 
 def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[tuple[str, str], list[int]]) -> dict:
-    drawn = [each for each in drawings if each.group == name]
-    declined = sum(each.image is None for each in drawn)
+    is_declined = [each.image is None for each in drawings if each.group == name]
     if name.startswith("unknown"):
-        return rate_of(declined, drawn)
+        return as_values(is_declined)
+    declined = is_declined.count(True)
+    found = {kind: [*ranks[name, kind], *[math.inf] * declined] for kind in RETRIEVALS}
     rates = {
-        kind: {f"right_at_{most}": rate_of(sum(rank < most for rank in ranks[name, kind]), drawn) for most in RANKS}
-        for kind in RETRIEVALS
+        kind: {f"right_at_{most}": as_values(rank < most for rank in each) for most in RANKS}
+        for kind, each in found.items()
     }
     return {**rates, "declined": declined}
 

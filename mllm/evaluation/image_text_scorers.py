@@ -46,12 +46,7 @@ class ImageTextScorer(Protocol):
 
 
 def find_scorer(name: str, *, model: str | None, device: str | None, python: Path | None) -> ImageTextScorer:
-    """The scorer of this name.
-
-    Args:
-        model: folder of the model for "self"; None is the bundled one.
-        python: interpreter of the environment that t2v-metrics is installed in.
-    """
+    """The scorer of this name; `model` (default: the bundled one) is for "self", `python` has t2v-metrics installed."""
     if name == "self":
         return SelfScorer(Pipeline.load(model, device=device))
     if name.startswith(HUB_PREFIX):

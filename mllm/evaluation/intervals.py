@@ -4,9 +4,9 @@ scipy does the work and is imported where it is used, because the core imports `
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +23,14 @@ Statistic = Callable[..., NDArray[np.float64]]
 
 
 def score_with_interval(strata: Sequence[Sequence[float]], statistic: Statistic) -> Score:
-    """A score and its bootstrap interval; items are resampled within their stratum.
-
-    Args:
-        strata: one number per item, one sequence per group whose size is fixed by the benchmark.
-    """
+    """A score and its bootstrap interval; items are resampled within their stratum, whose size the benchmark fixes."""
     from scipy.stats import bootstrap
 
     # scipy refuses a sample of one item; two copies of it resample to the same thing
     samples = [np.asarray(values if len(values) > 1 else [*values] * 2, dtype=np.float64) for values in strata]
-    interval = bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=max(1, BATCH_VALUES // max(map(len, samples))),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
+    how: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": max(1, BATCH_VALUES // max(map(len, samples)))}
+    how |= {"vectorized": True, "method": "percentile", "rng": np.random.default_rng(SEED)}
+    interval = bootstrap(samples, statistic, **how).confidence_interval
     value = float(statistic(*samples, axis=-1))
     return Score(value, float(interval.low), float(interval.high), count=sum(map(len, strata)))
 
@@ -91,8 +81,11 @@ class Rate(NamedTuple):
         return f"{percent(self.share):>5} %  ({100 * low:.1f} to {100 * high:.1f}, n = {self.total})"
 
 
-def as_values(rate: Rate) -> dict[str, float | int | None]:
-    share, low, high = (rate.share, *rate.interval) if rate.total else (None, None, None)
+def as_values(is_right: Iterable[bool]) -> dict[str, float | int | None]:
+    """The rate of what is right, for JSON; `as_rate` reads it."""
+    found = [*is_right]
+    rate = Rate(sum(found), len(found))
+    share, low, high = (rate.share, *rate.interval) if found else (None, None, None)
     return {"rate": share, "low": low, "high": high, "passed": rate.passed, "total": rate.total}
 
 

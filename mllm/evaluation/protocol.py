@@ -62,7 +62,6 @@ class AnsweredItem:
     item: BenchmarkItem
     text: str = ""  # mode "text"
     image: Path = Path()  # mode "image"
-    where: str = "the answers"  # file and line of the answer, for error messages
 
 
 Answers = Sequence[AnsweredItem]
@@ -125,14 +124,10 @@ class Benchmark:
                     raise ValueError(f"{line.where}: {key} must be a non-empty string, got {value!r}")
             if images is not None and not (images / name).is_file():
                 raise FileNotFoundError(f"{line.where}: image must exist, got {images / name}; download it")
-            item = BenchmarkItem(
-                key=f"{question_id}\n{prompt}" if self.keyed_by_prompt else str(question_id),
-                where=line.where,
-                question_id=question_id,
-                prompt=prompt,
-                images=() if images is None else (images / name,),
-                fields={key: value for key, value in line.record.items() if key not in ("question_id", "text")},
-            )
+            unique = f"{question_id}\n{prompt}" if self.keyed_by_prompt else str(question_id)
+            files = () if images is None else (images / name,)
+            fields = {key: value for key, value in line.record.items() if key not in ("question_id", "text")}
+            item = BenchmarkItem(unique, line.where, question_id, prompt, files, fields=fields)
             if (first := items.setdefault(item.key, item)) is not item:
                 raise ValueError(f"question ids must be unique, got {question_id!r} in {first.where} and {item.where}")
         if not items:
@@ -174,12 +169,7 @@ def read_mapping(path: Path, *needed: str, name: str) -> dict[str, dict]:
 
 
 def match_answers(
-    benchmark: Benchmark,
-    items: Sequence[BenchmarkItem],
-    lines: Sequence[Line],
-    *,
-    answers: Path,
-    partial: bool = False,
+    benchmark: Benchmark, items: Sequence[BenchmarkItem], lines: Sequence[Line], *, answers: Path, partial: bool = False
 ) -> list[AnsweredItem]:
     """Items with their answers, in the order of the items; every answer belongs to one item and the reverse.
 
@@ -191,6 +181,7 @@ def match_answers(
     folder = answers if answers.is_dir() else answers.parent
     by_key = {item.key: item for item in items}
     found: dict[str, AnsweredItem] = {}
+    first: dict[str, Line] = {}
     for line in lines:
         key = str(need_field(line, "question_id"))
         if benchmark.keyed_by_prompt:
@@ -201,13 +192,13 @@ def match_answers(
         if not isinstance(given, str):
             raise ValueError(f"{line.where}: {benchmark.mode} must be a string, got {given!r}")
         if benchmark.mode == "text":
-            answered = AnsweredItem(by_key[key], text=given, where=line.where)
+            found[key] = AnsweredItem(by_key[key], text=given)
         elif (folder / given).is_file():
-            answered = AnsweredItem(by_key[key], image=folder / given, where=line.where)
+            found[key] = AnsweredItem(by_key[key], image=folder / given)
         else:
             raise FileNotFoundError(f"{line.where}: image must exist, got {folder / given}; run the benchmark again")
-        if (first := found.setdefault(key, answered)) is not answered:
-            raise ValueError(f"each question must have one answer, got two in {first.where} and {line.where}")
+        if first.setdefault(key, line) is not line:
+            raise ValueError(f"each question must have one answer, got two in {first[key].where} and {line.where}")
     missing = [item for item in items if item.key not in found]
     if missing and (not partial or not found):
         raise ValueError(

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations, product
 from math import hypot
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, TypeAdapter, ValidationError
 
-from mllm.conversation import ImagePart, Message, TextPart
+from mllm.conversation import ImagePart, TextPart
 from mllm.evaluation.answerer import model_fingerprint
 from mllm.evaluation.intervals import Rate
-from mllm.evaluation.world import Answer, Part, RunningDialogue, answer_message, answer_with, run_dialogues
+from mllm.evaluation.world import Answer, Part, RunningDialogue, answer_with, run_dialogues
 from mllm.files import counted, read_lines, tool_versions, wrong_value
 from mllm.pipeline import Pipeline, check_task
 from mllm.world.checker import ParsedScene, parse
@@ -262,11 +263,8 @@ def check_image(expect: Expectation, image: ParsedScene, before: Scene | None) -
     if scene is None or wanted is None:
         return [f"the image is not readable ({image.reason})"]
     found = [[item for item in scene.objects if each.matches(item)] for each in wanted.objects]
-    wrong = [
-        f"{len(items)} of {each}, not {each.count}"
-        for each, items in zip(wanted.objects, found, strict=True)
-        if len(items) != each.count
-    ]
+    counts = zip(wanted.objects, map(len, found), strict=True)
+    wrong = [f"{count} of {each}, not {each.count}" for each, count in counts if count != each.count]
     if wanted.total not in (None, len(scene.objects)):
         wrong.append(f"{counted(len(scene.objects), 'object')}, not {wanted.total}")
     wrong += [f"there is a {each}" for each in wanted.none if any(map(each.matches, scene.objects))]
@@ -287,11 +285,9 @@ def check_kept(expect: Expectation, scene: Scene, before: Scene | None) -> list[
     if before is None:
         return ["the image before could not be read"]
     kept = [item for item in before.objects if not any(each.matches(item) for each in expect.changes)]
-    wrong = [
-        f"the {name_of(item)} did not stay"
-        for item in kept
-        if not any(looks_like(item, other, tolerance=POSITION_TOLERANCE) for other in scene.objects)
-    ]
+    is_same = partial(looks_like, tolerance=POSITION_TOLERANCE)
+    gone = [item for item in kept if not any(is_same(item, other) for other in scene.objects)]
+    wrong = [f"the {name_of(item)} did not stay" for item in gone]
     if expect.scene is not None and expect.scene.background is None and scene.background != before.background:
         wrong.append(f"the background became {scene.background}")
     return wrong
@@ -309,9 +305,6 @@ class RequestDialogue(RunningDialogue):
     failure: dict[str, Any] | None = None
     answered: list[tuple[str, bool]] = field(default_factory=list)  # what turns asked for, and if the answer was right
 
-    def goes_on(self, turn: int) -> bool:
-        return self.failure is None and turn < len(self.item.turns)
-
     def asks_for(self, turn: int) -> str:
         expect = self.item.turns[turn].expect
         if expect.scene is None:
@@ -319,14 +312,16 @@ class RequestDialogue(RunningDialogue):
         has_image = self.item.image or any(each.expect.scene for each in self.item.turns[:turn])
         return "change" if expect.keeps else "later drawing" if has_image else "first drawing"
 
-    def ask(self, turn: int) -> None:
-        parts: list[ImagePart | TextPart] = [TextPart(self.item.turns[turn].user)]
-        if turn == 0 and self.item.image is not None:
-            self.scene = self.item.image
-            parts.insert(0, ImagePart(render(self.scene, IMAGE_SIDE)))
-        self.messages.append(Message("user", tuple(parts)))
+    def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
+        if self.failure is not None or turn == len(self.item.turns):
+            return []
+        words = TextPart(self.item.turns[turn].user)
+        if turn > 0 or self.item.image is None:
+            return [words]
+        self.scene = self.item.image
+        return [ImagePart(render(self.scene, IMAGE_SIDE)), words]
 
-    def receive(self, turn: int, given: Sequence[Part]) -> None:
+    def check(self, turn: int, given: Sequence[Part]) -> None:
         asked, read = self.item.turns[turn], [parse(part) if isinstance(part, Image.Image) else part for part in given]
         if wrong := check_answer(asked.expect, read, self.scene):
             self.failure = {
@@ -338,7 +333,6 @@ class RequestDialogue(RunningDialogue):
                 "answer": [part if isinstance(part, str) else f"[image: {name_scene(part)}]" for part in read],
             }
         self.answered.append((self.asks_for(turn), not wrong))
-        self.messages.append(answer_message(given))
         for part in read:
             self.scene = self.scene if isinstance(part, str) else part.scene
 
@@ -383,10 +377,8 @@ def as_table(result: dict[str, Any]) -> str:
     turns = {f"of conversations: {name}": row for name, row in result["turns"].items()}
     rows = {**result["kinds"], "all": result, **turns}
     width = max(map(len, rows))
-    lines = [
-        f"{kind:<{width}}  {row['right']:>4} of {row['total']:<4} {Rate(row['right'], row['total'])}"
-        for kind, row in rows.items()
-    ]
+    rates = {kind: Rate(row["right"], row["total"]) for kind, row in rows.items()}
+    lines = [f"{kind:<{width}}  {rate.passed:>4} of {rate.total:<4} {rate}" for kind, rate in rates.items()]
     for failure in result["failures"]:
         lines += [
             "",

@@ -32,7 +32,7 @@ BLOCKS = (
     (5, 2, 6, 112, 192, 4),
     (3, 1, 6, 192, 320, 1),
 )
-NORM_EPS, LARGEST = 1e-3, 6.0  # of batch norm and of the clipped ReLU
+NORM_EPS = 1e-3  # of batch norm
 NUM_CLASSES = 1000
 NUM_STAGES, GRID = 4, 8
 """Features are the maps at the end of the first stages (strides 2, 4, 8, 16), as means over GRID x GRID cells."""
@@ -59,8 +59,8 @@ class Block(nn.Module):
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
         inner_BCHW = hidden_BCHW
         if self.expands:
-            inner_BCHW = clip(self._bn0(self._expand_conv(inner_BCHW)))
-        inner_BCHW = clip(self._bn1(self._depthwise_conv(pad_same(inner_BCHW, self._depthwise_conv))))
+            inner_BCHW = F.relu6(self._bn0(self._expand_conv(inner_BCHW)))
+        inner_BCHW = F.relu6(self._bn1(self._depthwise_conv(pad_same(inner_BCHW, self._depthwise_conv))))
         inner_BCHW = self._bn2(self._project_conv(inner_BCHW))
         return hidden_BCHW + inner_BCHW if self.adds else inner_BCHW
 
@@ -102,7 +102,7 @@ class EfficientNetLite0(nn.Module):
     def stages(self, pixels_B3HW: Tensor) -> Iterator[Tensor]:
         """The maps at the end of every stage (BLOCKS has a line for each), of pixels in [-1, 1]."""
         pixels_B3HW = (pixels_B3HW + 1) * (127.5 / 128) - 127 / 128  # (value - 127) / 128, as it was trained
-        hidden_BCHW = clip(self._bn0(self._conv_stem(pad_same(pixels_B3HW, self._conv_stem))))
+        hidden_BCHW = F.relu6(self._bn0(self._conv_stem(pad_same(pixels_B3HW, self._conv_stem))))
         blocks = iter(self._blocks)
         for *_, repeats in BLOCKS:
             for block in islice(blocks, repeats):
@@ -112,11 +112,7 @@ class EfficientNetLite0(nn.Module):
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Logits of the ImageNet classes."""
         *_, last_BCHW = self.stages(pixels_B3HW)
-        return self._fc(clip(self._bn1(self._conv_head(last_BCHW))).mean(dim=(2, 3)))
-
-
-def clip(hidden: Tensor) -> Tensor:
-    return hidden.clamp(0, LARGEST)
+        return self._fc(F.relu6(self._bn1(self._conv_head(last_BCHW))).mean(dim=(2, 3)))
 
 
 def pad_same(hidden_BCHW: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -131,16 +127,11 @@ def pad_same(hidden_BCHW: Tensor, conv: nn.Conv2d) -> Tensor:
 @torch.inference_mode()
 def features_of(model: EfficientNetLite0, pixels_B3HW: Tensor) -> Tensor:
     """What is in each cell of the image, (B, F) of length 1: every stage has an equal share of it."""
-    parts = [
-        torch.cat(
-            [
-                F.normalize(F.adaptive_avg_pool2d(maps_BCHW, GRID).flatten(1), dim=-1)
-                for maps_BCHW in islice(model.stages(part_B3HW), NUM_STAGES)
-            ],
-            dim=-1,
-        )
-        for part_B3HW in pixels_B3HW.split(FEATURE_BATCH)
-    ]
+    parts = []
+    for part_B3HW in pixels_B3HW.split(FEATURE_BATCH):
+        stages = islice(model.stages(part_B3HW), NUM_STAGES)
+        means = [F.adaptive_avg_pool2d(maps_BCHW, GRID).flatten(1) for maps_BCHW in stages]
+        parts.append(torch.cat([F.normalize(each_BF, dim=-1) for each_BF in means], dim=-1))
     return torch.cat(parts) / NUM_STAGES**0.5
 
 

@@ -16,7 +16,7 @@ model and imports no torch.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,24 @@ class RunFolder:
 
     def open(self, description: Mapping[str, Any]) -> None:
         """Write what is run, or check that the folder was made for it."""
-        wanted = as_stored(description)
         has_answers = any(self.folder.glob(f"{PARTS}/*.jsonl"))  # read before run.json, which another process may write
         if not self.run_file.is_file():
             if has_answers:
                 raise ValueError(f"{self.folder} contains answers but no {RUN_FILE}; choose an empty output folder")
-            write_json(self.run_file, wanted)
-        found = read_json(self.run_file)
-        if name := first_difference(found, wanted):
-            there, here = (json.dumps(each.get(name)) for each in (found, wanted))
-            raise ValueError(
-                f"{self.folder} must belong to this run, got {name} {there} there, {here} here; choose an empty folder"
-            )
+            write_json(self.run_file, {"format": RUN_FORMAT, **description})
+        if what := next(self.differences(description), None):
+            raise ValueError(f"{self.folder} must belong to this run, got {what}; choose an empty folder")
 
     def is_of_another(self, description: Mapping[str, Any]) -> bool:
-        wanted = as_stored(description)
-        return self.run_file.is_file() and first_difference(read_json(self.run_file), wanted) is not None
+        return self.run_file.is_file() and any(self.differences(description))
+
+    def differences(self, description: Mapping[str, Any]) -> Iterator[str]:
+        """The settings in which run.json has something else."""
+        found, wanted = read_json(self.run_file), json.loads(json.dumps({"format": RUN_FORMAT, **description}))
+        for name in [*wanted, *found]:
+            if found.get(name) != wanted.get(name):
+                there, here = (json.dumps(each.get(name)) for each in (found, wanted))
+                yield f"{name} {there} there, {here} here"
 
     def describe(self) -> dict[str, Any]:
         if not self.run_file.is_file():
@@ -114,16 +116,6 @@ class RunFolder:
         answers = (as_answer(item, done[index], model_id=model_id) for index, item in enumerate(items))
         write_lines(self.answers_file, answers)
         return True
-
-
-def as_stored(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description as run.json gives it back."""
-    return json.loads(json.dumps({"format": RUN_FORMAT, **description}))
-
-
-def first_difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """The first setting in which two descriptions differ."""
-    return next((name for name in [*wanted, *found] if found.get(name) != wanted.get(name)), None)
 
 
 def read_part(path: Path) -> list[dict[str, Any]]:

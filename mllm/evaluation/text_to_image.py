@@ -20,15 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mllm.evaluation.intervals import mean_with_deviation, means, score_with_interval, without_interval
-from mllm.evaluation.protocol import (
-    Answers,
-    Benchmark,
-    BenchmarkItem,
-    Score,
-    ScoreOptions,
-    Scores,
-    read_mapping,
-)
+from mllm.evaluation.protocol import Answers, Benchmark, BenchmarkItem, Score, ScoreOptions, Scores, read_mapping
 from mllm.files import (
     append_lines,
     kept_lines,
@@ -201,10 +193,7 @@ def score_images(answered: Answers, scorer: ImageTextScorer, folder: Path) -> li
 
 
 class GenEval(ImageBenchmark):
-    """Are the objects, counts, colors and positions of a prompt in the image (Ghosh et al. 2023).
-
-    The overall score is the mean over the six tasks.
-    """
+    """Are the objects, counts, colors and positions of a prompt in the image (Ghosh et al. 2023): mean of six tasks."""
 
     name = "geneval"
     annotations = (
@@ -218,9 +207,8 @@ class GenEval(ImageBenchmark):
     tasks = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
-        return [
-            Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in read_lines(questions)
-        ]
+        lines = read_lines(questions)
+        return [Prompt(line.where, need_field(line, "prompt"), {"record": line.record}) for line in lines]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Accuracy of each task in percent, and their mean, from the official results."""
@@ -385,10 +373,8 @@ class MJHQ30K(ImageBenchmark):
 
     def read_prompts(self, questions: Path) -> list[Prompt]:
         records = read_mapping(questions, "prompt", "category", name="meta_data.json")
-        return [
-            Prompt(f"{questions}, record {name}", record["prompt"], {"name": name, "category": record["category"]})
-            for name, record in records.items()
-        ]
+        fields = {name: {"name": name, "category": record["category"]} for name, record in records.items()}
+        return [Prompt(f"{questions}, record {name}", records[name]["prompt"], fields[name]) for name in records]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         try:

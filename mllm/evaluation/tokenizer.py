@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from mllm.checkpoint import choose_device, find_image_tokenizer
 from mllm.evaluation.intervals import means, without_interval
 from mllm.evaluation.protocol import Score, Scores, make_result
 from mllm.files import fingerprint_of, tool_versions, write_image
+from mllm.pipeline import batched
 from tokenizer.images import (
     IMAGE_ENDINGS,
     PREPARATIONS,
@@ -52,8 +53,6 @@ from tokenizer.metrics import (
 )
 from tokenizer.text_tower import load_captions
 from tokenizer.unitok import UniTok
-
-T = TypeVar("T")
 
 IMAGENET_NAMES = "imagenet"
 """Instead of a file: the class names of open_clip, in the order of the folders."""
@@ -209,12 +208,6 @@ class EvaluationImages:
                 yield read_image(file.read(), name=f"{self.path}, {name}")
 
 
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
 @torch.no_grad()
 def score_reconstruction(
     codec: ImageCodec,
@@ -235,7 +228,7 @@ def score_reconstruction(
     for name in (REFERENCE, RECONSTRUCTION) if wanted.fid else ():  # FID is over a complete folder
         for path in (output / name).glob("[0-9]" * 6 + ".png"):
             path.unlink()
-    for batch in tqdm(in_batches(images, wanted.batch_size), desc="reconstructions", unit="batch"):
+    for batch in tqdm(batched(images, wanted.batch_size), desc="reconstructions", unit="batch"):
         pixels_B3HW = prepare(batch)
         codes_BKN = codec.encode(pixels_B3HW)
         decoded_B3HW = codec.decode(codes_BKN).float().clamp(-1, 1)
@@ -344,7 +337,7 @@ def load_batches(
     labelled: Labelled, size: int, prepare: ImageProcessor, *, desc: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels (B, 3, H, W) and labels (B,)."""
-    for part in tqdm(in_batches(labelled, size), desc=desc, unit="batch"):
+    for part in tqdm(batched(labelled, size), desc=desc, unit="batch"):
         yield prepare([read_image(path) for path, _ in part]), torch.tensor([label for _, label in part])
 
 

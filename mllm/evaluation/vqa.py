@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from operator import eq
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,9 +36,8 @@ Values = NDArray[np.float64]
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {"none": "0"} | {
-    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-}
+NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)), strict=True))
+NUMBERS["none"] = "0"
 PERIOD = re.compile(r"\.(?!\d)")  # the reference means "nor after a digit" too, but its pattern does not say so
 MAX_PERIODS = 32  # the reference passes the flag re.UNICODE (32) where the number of replacements goes
 DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -120,9 +120,8 @@ class VQAv2(Benchmark):
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Overall accuracy and that of each answer type, in percent."""
-        records = read_records(
-            annotations, "annotations", "question_id", "answers", name="v2_mscoco_val2014_annotations.json"
-        )
+        published = "v2_mscoco_val2014_annotations.json"
+        records = read_records(annotations, "annotations", "question_id", "answers", name=published)
         by_id = {str(record["question_id"]): record for record in records}
         values: dict[str, list[float]] = {name: [] for name in ("overall", "yes/no", "number", "other")}
         for one in answered:
@@ -207,12 +206,10 @@ class TextVQA(Benchmark):
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
         """Mean soft accuracy in percent; all answers are normalised."""
-        people = {
-            (str(record["image_id"]), record["question"].lower()): read_people(
-                record, f"{annotations}, question {record.get('question_id', record['question'])!r}"
-            )
-            for record in read_records(annotations, "data", "image_id", "question", "answers", name=self.annotations)
-        }
+        people = {}
+        for record in read_records(annotations, "data", "image_id", "question", "answers", name=self.annotations):
+            where = f"{annotations}, question {record.get('question_id', record['question'])!r}"
+            people[str(record["image_id"]), record["question"].lower()] = read_people(record, where)
         values, has_ocr = [], set()
         for one in answered:
             key = (str(one.item.question_id), self.question_of(one.item.prompt, one.item.where))
@@ -260,11 +257,8 @@ class POPE(Benchmark):
             if (found := need_field(Line(item.where, dict(item.fields)), "category")) not in self.categories:
                 raise ValueError(f"{item.where}: category must be one of {', '.join(self.categories)}, got {found!r}")
             by_category[found].append(item)
-        numbers = {
-            item.key: {"number": number, "of": len(group)}
-            for group in by_category.values()
-            for number, item in enumerate(group)
-        }
+        groups = by_category.values()
+        numbers = {item.key: {"number": n, "of": len(group)} for group in groups for n, item in enumerate(group)}
         return [replace(item, fields={**item.fields, **numbers[item.key]}) for item in items]
 
     def score(self, answered: Answers, annotations: Path, options: ScoreOptions) -> Scores:
@@ -280,10 +274,8 @@ class POPE(Benchmark):
         for name, outcomes in groups.items():
             for metric in CONFUSION_METRICS:
                 scores[f"{name} {metric}"] = score_with_interval([outcomes], confusion_metric(metric))
-        counts = {
-            name: {title: outcomes.count(code) for title, code in self.outcomes.items()}
-            for name, outcomes in groups.items()
-        }
+        titles = self.outcomes.items()
+        counts = {name: {title: group.count(code) for title, code in titles} for name, group in groups.items()}
         return Scores(self.protocol(f"llava-{size}", count=len(answered)), "mean f1", scores, extra={"counts": counts})
 
     @staticmethod
@@ -381,14 +373,11 @@ class MME(Benchmark):
         rights: dict[str, list[float]] = defaultdict(list)
         for place, both in images.items():
             if len(both) != 2:
-                where = both[0].item.where
-                raise ValueError(
-                    f"{'/'.join(place)} must have 2 answers, got {len(both)} ({where}); use an even --limit"
-                )
+                where, what = both[0].item.where, "/".join(place)
+                raise ValueError(f"{what} must have 2 answers, got {len(both)} ({where}); use an even --limit")
             expected = [gold[*place, self.question_of(one.item, gold)].lower() for one in both]
-            rights[place[0]].append(
-                float(sum(self.yes_or_no(one.text) == right for one, right in zip(both, expected, strict=True)))
-            )
+            said = [self.yes_or_no(one.text) for one in both]
+            rights[place[0]].append(float(sum(map(eq, said, expected))))
         return rights
 
     @staticmethod

@@ -26,7 +26,7 @@ from mllm.conversation import ImagePart, Message, Mode, TextPart
 from mllm.engine.settings import Overrides
 from mllm.engine.state_machine import NoRoomError
 from mllm.evaluation.answerer import choose_groups, describe_measurement
-from mllm.evaluation.intervals import Rate, as_rate, as_values, auroc, auroc_interval
+from mllm.evaluation.intervals import as_rate, as_values, auroc, auroc_interval
 from mllm.files import write_lines
 from mllm.pipeline import Pipeline, candidate_seeds, check_count
 from mllm.sequence import Size, default_size, grid_of
@@ -131,7 +131,9 @@ def measure_world(
     self_scored = {g.name: measure_best_of(answer, score, g, **settings) for g in drawing if best_of}
     plans: dict[str, Any] = {}
     if config.begin_plan_id is not None:
-        plans = {"resamples": config.image_resamples, "plan": describe_plan_sampling(pipeline, sampling)}
+        chosen = pipeline.requests.plan_settings(sampling)
+        words = "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
+        plans = {"resamples": config.image_resamples, "plan": words}
     shown_size = size[0] if size[0] == size[1] else list(size)
     about = describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=shown_size, more=plans)
     tokenizer = pipeline.processor.need_image_tokenizer()
@@ -160,16 +162,10 @@ def answer_with(
     ) -> Iterator[tuple[int, list[Part]]]:
         chosen: Overrides = {"max_new_tokens": max_text} if mode == "text" else sampling or {}
         # all are built before the first is decoded: one that does not fit is noticed at once
-        return pipeline.answer_each(
-            dialogues, mode, seeds, at_once=at_once, together=len(dialogues), size=size, **chosen
-        )
+        together = len(dialogues)
+        return pipeline.answer_each(dialogues, mode, seeds, at_once=at_once, together=together, size=size, **chosen)
 
     return answer
-
-
-def describe_plan_sampling(pipeline: Pipeline, sampling: Overrides) -> str:
-    chosen = pipeline.requests.plan_settings(sampling)
-    return "greedy" if chosen.greedy else f"temperature {chosen.temperature} top_p {chosen.top_p}"
 
 
 def evaluate_world(
@@ -189,10 +185,10 @@ def score_group(group: Group, dialogues: Sequence[WorldDialogue]) -> dict:
     by_skill: dict[str, list[bool]] = defaultdict(list)
     for skill, is_passed in skills:
         by_skill[skill].append(is_passed)
-    scores = as_values(Rate(sum(passed), len(passed)))
+    scores = as_values(passed)
     if group.job not in MODES:  # more is said after a drawing
         scores["left_open"] = sum(each.passed and any(j.left_open for j in each.results) for each in dialogues)
-    scores["skills"] = {skill: as_values(Rate(sum(items), len(items))) for skill, items in sorted(by_skill.items())}
+    scores["skills"] = {skill: as_values(items) for skill, items in sorted(by_skill.items())}
     dense = [result.dense for result in results if result.dense is not None]
     if dense and group.job in ("depth", "segment"):  # an answer without an image counts 0
         scores["mean_iou"] = sum(score.mean_iou for score in dense) / len(dialogues)
@@ -211,29 +207,29 @@ class RunningDialogue:
     messages: list[Message] = field(default_factory=list)
     scene: Scene | None = None  # what is being talked about, as far as it could be read
 
-    def goes_on(self, turn: int) -> bool:
+    def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
+        """What the user says; nothing where the dialogue is over."""
         raise NotImplementedError
 
-    def ask(self, turn: int) -> None:
-        """Add what the user says."""
-        raise NotImplementedError
-
-    def receive(self, turn: int, given: Sequence[Part]) -> None:
-        """Check the answer and add it."""
+    def check(self, turn: int, given: Sequence[Part]) -> None:
         raise NotImplementedError
 
 
 def run_dialogues(answer: Answer, dialogues: Sequence[RunningDialogue], mode: Mode, *, name: str) -> None:
     """Take dialogues to their ends, turn by turn; they are changed in place."""
     for turn in itertools.count():
-        active = [each for each in dialogues if each.goes_on(turn)]
+        active = []
+        for each in dialogues:
+            if asked := tuple(each.ask(turn)):
+                each.messages.append(Message("user", asked))
+                active.append(each)
         if not active:
             return
-        for each in active:
-            each.ask(turn)
         answers = answer_what_fits(answer, [each.messages for each in active], mode, [each.seed for each in active])
         for index, given in tqdm(answers, total=len(active), desc=name, leave=False):
-            active[index].receive(turn, given)
+            active[index].check(turn, given)
+            said = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given] or [TextPart(" ")]
+            active[index].messages.append(Message("assistant", tuple(said)))
 
 
 def run_groups(
@@ -287,21 +283,13 @@ class WorldDialogue(RunningDialogue):
         passed = [result.passed for result in self.results]
         return {"group": group.name, "seed": self.seed, "passed": passed, "answers": fingerprint(contents)}
 
-    def goes_on(self, turn: int) -> bool:
-        return 2 * turn < len(self.dialogue.turns)
-
-    def ask(self, turn: int) -> None:
+    def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
         """An image of the user is talked about from then on."""
-        parts: list[TextPart | ImagePart] = []
-        for part in self.dialogue.turns[2 * turn].parts:
-            if isinstance(part, ImageRef):
-                self.scene = part.scene
-                parts.append(ImagePart(part.render(self.size)))
-            else:
-                parts.append(TextPart(part))
-        self.messages.append(Message("user", tuple(parts)))
+        parts = [part for said in self.dialogue.turns[2 * turn : 2 * turn + 1] for part in said.parts]
+        self.scene = next((part.scene for part in reversed(parts) if isinstance(part, ImageRef)), self.scene)
+        return [TextPart(part) if isinstance(part, str) else ImagePart(part.render(self.size)) for part in parts]
 
-    def receive(self, turn: int, given: Sequence[Part]) -> None:
+    def check(self, turn: int, given: Sequence[Part]) -> None:
         num_before = sum(len(each.parts) for each in self.dialogue.turns[1 : 2 * turn : 2])
         checks = self.dialogue.checks[num_before : num_before + len(self.dialogue.turns[2 * turn + 1].parts)]
         for item, part in itertools.zip_longest(checks, given[: len(checks)]):
@@ -310,13 +298,6 @@ class WorldDialogue(RunningDialogue):
             self.scene = result.scene
         if len(given) > len(checks):  # more than was asked for
             self.results[-1] = CheckResult(False, self.scene)
-        self.messages.append(answer_message(given))
-
-
-def answer_message(given: Sequence[Part]) -> Message:
-    """The model's answer as it stands in the dialogue from then on."""
-    parts = [TextPart(part) if isinstance(part, str) else ImagePart(part) for part in given]
-    return Message("assistant", tuple(parts) or (TextPart(" "),))
 
 
 # ---- judging one part of an answer ----
@@ -407,29 +388,26 @@ def _edits_elsewhere(item: Check, edit: Edit, scene: Scene) -> tuple[list[Edit],
 # alone.
 
 
+Judge = Callable[[Sequence[Image.Image], Sequence[str]], list[float]]
+"""(images, requests) -> how right the model finds them."""
+
+
 class Candidates(NamedTuple):
     """The images of one request, checked and scored."""
 
     scores: list[float]  # by the model
     is_right: list[bool]  # by the checker
 
+    def best_is_right(self, number: int) -> bool:
+        """Whether the request is satisfied when the best-scored of the first N candidates is kept."""
+        return self.is_right[max(range(number), key=self.scores.__getitem__)]
+
 
 def measure_best_of(
-    answer: Answer,
-    score: Callable[[Sequence[Image.Image], Sequence[str]], list[float]],
-    group: Group,
-    *,
-    best_of: Sequence[int],
-    count: int,
-    seed: int,
-    chunk: int = 256,
+    answer: Answer, score: Judge, group: Group, *, best_of: Sequence[int], count: int, seed: int, chunk: int = 256
 ) -> dict:
-    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates.
-
-    Args:
-        score: (images, requests) -> how right the model finds them.
-        chunk: candidates whose images are in memory at the same time.
-    """
+    """Pass rates for every N, what a perfect judge would reach, and the AUROC of the score over all candidates, of
+    which `chunk` are in memory at the same time."""
     for number in best_of:
         check_count(number, name="best_of")
     dialogues = make_items(group, count, seed=seed)
@@ -446,15 +424,10 @@ def measure_best_of(
             items[index].is_right.append(check_answer(dialogues[index].checks[0], image, None).passed)
     scores, is_right = ([value for item in items for value in item[field]] for field in (0, 1))
     low, high = auroc_interval(items) or (None, None)
-    rates = {str(n): as_values(pass_rate(items, n)) for n in sorted(set(best_of))}
-    any_right = {n: as_values(Rate(sum(any(item.is_right[: int(n)]) for item in items), count)) for n in rates}
+    rates = {str(n): as_values(item.best_is_right(n) for item in items) for n in sorted(set(best_of))}
+    any_right = {n: as_values(any(item.is_right[: int(n)]) for item in items) for n in rates}
     area = {"auroc": auroc(scores, is_right), "auroc_low": low, "auroc_high": high}
     return {"best_of": rates, "any_right": any_right, **area, "candidates": len(scores)}
-
-
-def pass_rate(items: Sequence[Candidates], number: int) -> Rate:
-    """How many requests are satisfied when the best-scored of the first N candidates is kept."""
-    return Rate(sum(item.is_right[max(range(number), key=item.scores.__getitem__)] for item in items), len(items))
 
 
 MORE = {
@@ -478,9 +451,8 @@ def as_table(report: dict) -> str:
     tokenizer, checker = report["tokenizer"], report["checker_error"]
     highest = tokenizer["highest_perplexity"]
     limit = "" if highest is None else f" (of {highest:.0f} that are possible)"
-    perplexity, of_borders = (
-        " ".join(f"{value:.0f}" for value in tokenizer[name]) for name in ("perplexity", "perplexity_of_borders")
-    )
+    names = ("perplexity", "perplexity_of_borders")
+    perplexity, of_borders = (" ".join(f"{value:.0f}" for value in tokenizer[name]) for name in names)
     lines += [
         "",
         f"Image tokenizer: {100 * tokenizer['scenes_read_right']:.1f} % of scenes read right after a round trip, "
@@ -535,10 +507,8 @@ def score_round_trip(tokenizer: UniTok, *, count: int, seed: int, size: Size) ->
         found["codes"].append(codes_BKN.transpose(0, 1).flatten(1))
         found["is_border"].append(~is_plain_M)
     codes_KM, is_border_M = torch.cat(found["codes"], dim=1), torch.cat(found["is_border"])
-    counts_KC, border_counts_KC = (
-        code_counts(codes_1KM, config.codebook_size).cpu()
-        for codes_1KM in (codes_KM[None], codes_KM[None, :, is_border_M])
-    )
+    both = codes_KM[None], codes_KM[None, :, is_border_M]
+    counts_KC, border_counts_KC = (code_counts(codes_1KM, config.codebook_size).cpu() for codes_1KM in both)
     entropy_K, total, plain = entropy_of(counts_KC), len(is_border_M), [*colors.values()]
     is_bound = config.encoder_scope == "patch"
     return {

@@ -36,13 +36,8 @@ NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
 ASKING = re.compile("(can|could|would|will|may|is|are|do|does|did|what|which|how|where|who|have|any)\\b")
-MARKS_SAID = {
-    ",": ("comma",),
-    ".": ("period", "full stop", "dot"),
-    "?": ("question mark",),
-    "!": ("exclamation mark",),
-    ":": ("colon",),
-}
+MARKS = (",", "comma"), (".", "period", "full stop", "dot"), ("?", "question mark"), ("!", "exclamation mark")
+MARKS_SAID = {mark: said for mark, *said in (*MARKS, (":", "colon"))}
 """What a machine writes down of punctuation that is dictated."""
 MARK = re.compile(r"[,.?!:](?=\s|$)")
 T = TypeVar("T")
@@ -272,11 +267,8 @@ class Speaker:
         return f"{self.number(count)} {self.noun(item, plural=is_plural, long=long)}"
 
     def refer(self, scene: Scene, item: SceneObject, *, without: str | None = None) -> str:
-        """ "the small circle", "the one on the left": words that single out one object.
-
-        Raises:
-            UnsayableError: there are none without the attribute that is not to be given away.
-        """
+        """ "the small circle", "the one on the left": words that single out one object, `without` giving an attribute
+        away; UnsayableError where there are none."""
         others = [other for other in scene.objects if other is not item]
         choices: dict[str, float] = {}
         for attributes, weight in phrases("people")["weights"]["references"].items():

@@ -69,6 +69,8 @@ MAX_TRIES = 10
 MIN_TYPO_LETTERS = 5  # of a mistyped word; of a shorter one too little is left
 MIN_CUT_LETTERS = 6  # of a word that may lose a letter
 T = TypeVar("T")
+Weights = Mapping[str, float]
+"""How often which choice is made."""
 TYPO_WORDS = re.compile(rf"[A-Za-z]{{{MIN_TYPO_LETTERS},}}")
 # Words other than attributes that change what is asked for.
 DECISIVE_WORDS = ("background", "larger", "bigger", "smaller", "every", "without", "right", "different")
@@ -341,7 +343,7 @@ def make_draw_request(
     rng: Random,
     *,
     kind: str | None = None,
-    kind_weights: Mapping[str, float] = DRAWING_WEIGHTS,
+    kind_weights: Weights = DRAWING_WEIGHTS,
     allowed_pairs: frozenset[Pair] = ALL_PAIRS,
     statements: bool = True,
 ) -> DrawRequest:
@@ -520,12 +522,10 @@ def differentiate(scene: Scene, rng: Random, _: object) -> DrawRequest:
         always += (Distinct(varied),)
         return fill_skill(scene, rng, "differentiation", extra, table="different", always=always)
     order = rng.sample(sorted(counts), len(counts))
-    ones = [
-        count_phrase(Filter(value), counts[value], rng)
-        if varied == "shape"
-        else f"{NUMBER_WORDS[counts[value]]} {say(value, rng)}"
-        for value in order
-    ]
+    if varied == "shape":
+        ones = [count_phrase(Filter(value), counts[value], rng) for value in order]
+    else:
+        ones = [f"{NUMBER_WORDS[counts[value]]} {say(value, rng)}" for value in order]
     constraints = tuple(Count(replace(base, **{varied: value}), counts[value]) for value in order)
     extra = {"kind": kind, "ones": Said(join(ones), constraints)}
     return fill_skill(scene, rng, "differentiation", extra, always=always)

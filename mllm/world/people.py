@@ -69,11 +69,7 @@ class Drawn(NamedTuple):
 
 
 def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[str, Scene, dict[str, Any]]:
-    """A request in words, a scene that fits it, and what it asks for.
-
-    Args:
-        frame: the rule that makes a request of a noun phrase.
-    """
+    """A request in words, a scene that fits it, and what it asks for; the rule `frame` makes it of a noun phrase."""
     while True:
         tells = speaker.is_wordy and speaker.maybe(0.4)
         forms = EXCESSIVE if speaker.exceeds else {tell_one_by_one: 1} if tells else DRAWING_FORMS
@@ -139,13 +135,11 @@ def as_record(item: Filter) -> dict[str, Any]:
 def random_filters(speaker: Speaker, order: Sequence[SceneObject | Filter]) -> list[Filter]:
     """What is said of each object: mostly shape and color, with sizes for all or for some."""
     level = speaker.pick({"full": 34, "mixed": 22, "color": 34, "shape": 6})
-    names = ("shape",) if level == "shape" else ("color", "shape")
-    plain = [Filter.of(item, names) for item in order]
-    if level == "full":
-        return list(map(Filter.of, order))
-    if level == "mixed" and len(set(plain)) == len(plain):
+    names = {"full": FULL, "shape": ("shape",)}.get(level, ("color", "shape"))
+    named = [Filter.of(item, names) for item in order]
+    if level == "mixed" and len(set(named)) == len(named):
         return [Filter.of(item) if speaker.maybe(0.5) else Filter.of(item, names) for item in order]
-    return plain
+    return named
 
 
 def random_kinds(rng: Random, number: int, like: Filter = ANY, *, differ: str | None = None) -> list[Filter]:
@@ -216,16 +210,13 @@ def single(speaker: Speaker, split: Split) -> Drawn:
         case "attributes later":
             said = [speaker.say(getattr(item, name)) for name in names if name != "shape"]
             need(named.shape and said)
-            values = " and ".join(rng.sample(said, len(said)))
-            text = speaker.say(
-                "attributes later", x=speaker.some(Filter(item.shape)), r=values, n=speaker.say(item.shape)
-            )
+            slots = {"r": " and ".join(rng.sample(said, len(said))), "x": speaker.some(Filter(item.shape))}
+            text = speaker.say("attributes later", **slots, n=speaker.say(item.shape))
     return Drawn(text, scene, drawn(scene, [named]))
 
 
 def list_objects(speaker: Speaker, split: Split) -> Drawn:
     """Several objects in a row of words, alike ones counted, with a relation or a denial behind them."""
-    rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (2, 2, 2, 3, 3, 3, 4, 4), distinct=False)
     text, relations, none = list_filters(speaker, filters, long=True), [], []
     match speaker.pick({"": 40, "counted": 8, "placed later": 24, "denied": 10, "nothing else": 10}):
@@ -238,8 +229,8 @@ def list_objects(speaker: Speaker, split: Split) -> Drawn:
             text += speaker.say("placed later", a=a, b=b, r=speaker.say(relation))
             relations = [(0, relation, 1)]
         case "denied":
-            name = rng.choice(("shape", "shape", "color"))
-            denied = Filter(**{name: another(rng, name, order)})
+            name = speaker.rng.choice(("shape", "shape", "color"))
+            denied = Filter(**{name: another(speaker.rng, name, order)})
             text = speaker.say("denied", x=text, p=speaker.noun(denied, plural=True))
             none = [as_record(denied)]
         case "nothing else":
@@ -308,17 +299,17 @@ def group(speaker: Speaker, split: Split) -> Drawn:
         "x": speaker.say(most),
         "r": "the other" if number - few == 1 else speaker.say("the others"),
     }
-    forms = {"told apart": 30.0}
-    if varied != "shape" and len(counts) == 2:
-        forms["and the rest"] = 9
-    if varied == "color":
-        forms |= {"told apart by color": 22 * (len(counts) == number), "colors before the noun": 11}
-        forms["only some"] = 11 * (len(counts) == 2)
-    if varied == "size" and base.color:
-        forms["alike in color"] = 45
-    if varied == "size" and number > 2 and few == 1:
-        forms["an odd one"] = 25
-    form = speaker.pick(forms)
+    form = speaker.pick(
+        {
+            "told apart": 30,
+            "and the rest": 9 * (varied != "shape" and len(counts) == 2),
+            "told apart by color": 22 * (varied == "color" and len(counts) == number),
+            "colors before the noun": 11 * (varied == "color"),
+            "only some": 11 * (varied == "color" and len(counts) == 2),
+            "alike in color": 45 * (varied == "size" and base.color is not None),
+            "an odd one": 25 * (varied == "size" and number > 2 and few == 1),
+        }
+    )
     match form:
         case "colors before the noun":
             slots["o"] = " and ".join(one(value, count) for value, count in counts.items())
@@ -464,7 +455,6 @@ def several(speaker: Speaker, split: Split) -> Drawn:
 
 def chain(speaker: Speaker, split: Split) -> Drawn:
     """Three or four objects, each placed by the one before: "a star, below it a heart, above that a cross"."""
-    rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (3, 3, 4))
     need(all(item.color for item in filters))
     relations = [(index, need(main_relation(b, a)), index - 1) for index, (a, b) in enumerate(pairwise(order), 1)]
@@ -472,13 +462,13 @@ def chain(speaker: Speaker, split: Split) -> Drawn:
     if speaker.maybe(0.3):  # all of them first, then where they are
         names = [name_among(speaker, filters, index) for index in range(len(filters))]
         told = [speaker.say("one is there", a=names[a], r=speaker.say(r), b=names[b]) for a, r, b in relations]
-        text = f"{speaker.listed(parts)}. {rng.choice(('. ', ', ', ' and ')).join(told)}"
+        text = f"{speaker.listed(parts)}. {speaker.rng.choice(('. ', ', ', ' and ')).join(told)}"
         return Drawn(text, scene, drawn(scene, filters, relations=relations))
     text = parts[0]
     for (index, relation, _), part in zip(relations, parts[1:], strict=True):
         there = speaker.say(relation.replace(" of", "of") + " it")
         if index > 1 and there.split()[-1] not in ("it", "that", "this"):
-            there = f"{speaker.say(relation)} {rng.choice(('that', 'that one', 'it'))}"
+            there = f"{speaker.say(relation)} {speaker.rng.choice(('that', 'that one', 'it'))}"
         text += speaker.say("next in the chain", x=part, i=there)
     return Drawn(text, scene, drawn(scene, filters, relations=relations))
 
@@ -494,10 +484,8 @@ def tell_later(speaker: Speaker, split: Split) -> Drawn:
         kinds = filters = [odd, *[other] * rest]
         ones, count = ("one", "a") if rest == 1 else ("ones", speaker.number(rest))
         parts = [f"a {speaker.say(odd.size)} {speaker.say(shape)}", f"{count} {speaker.say(other.size)} {ones}"]
-        told = [
-            (f"{speaker.say(odd.size)} one", 1, odd.color),
-            (f"{speaker.say(other.size)} {ones}", rest, other.color),
-        ]
+        told = [(f"{speaker.say(odd.size)} one", 1, odd.color)]
+        told.append((f"{speaker.say(other.size)} {ones}", rest, other.color))
     elif form == "order":
         name = "color" if speaker.maybe(0.7) else "size"
         need(number < 5)
@@ -569,15 +557,14 @@ def correct_list(speaker: Speaker, split: Split) -> Drawn:
 
 def between(speaker: Speaker, split: Split) -> Drawn:
     """One object between two others, which may be alike."""
-    rng = speaker.rng
-    kinds = random_kinds(rng, 3)
+    kinds = random_kinds(speaker.rng, 3)
     is_alike = speaker.maybe(0.4)
     if is_alike:
         kinds[2] = kinds[0]
     names = speaker.pick({("color", "shape"): 60, FULL: 30, ("shape",): 15})
     filters = [Filter.of(kind, names) for kind in kinds]
     need(len({kind.pair for kind in kinds}) == len(set(filters)) == (2 if is_alike else 3))
-    scene = scene_of(kinds, rng, layout=rng.choice(("row", "row", "column")))
+    scene = scene_of(kinds, speaker.rng, layout=speaker.rng.choice(("row", "row", "column")))
     first, middle, last = (speaker.some(item) for item in filters)
     ends = speaker.some(filters[0], 2) if is_alike else f"{first} and {last}"
     return Drawn(speaker.say("between", x=middle, e=ends), scene, drawn(scene, filters))
@@ -585,12 +572,11 @@ def between(speaker: Speaker, split: Split) -> Drawn:
 
 def beside(speaker: Speaker, split: Split) -> Drawn:
     """Two objects side by side, whichever is on which side: "a star next to a heart"."""
-    rng = speaker.rng
-    kinds = random_kinds(rng, 2)
+    kinds = random_kinds(speaker.rng, 2)
     filters = random_filters(speaker, kinds)
     need(len(set(filters)) == 2)
     a, b = (speaker.some(item) for item in filters)
-    scene = scene_of(rng.sample(kinds, 2), rng, layout="row")
+    scene = scene_of(speaker.rng.sample(kinds, 2), speaker.rng, layout="row")
     return Drawn(speaker.say("beside", a=a, b=b), scene, drawn(scene, filters))
 
 
@@ -599,10 +585,9 @@ def put_in_places(speaker: Speaker, split: Split) -> Drawn:
     scene, order, filters = some_scene(speaker, split, (2, 2, 3, 3, 4))
     places = [next((p for p in stated_places(item) if p != "center" or len(order) > 2), None) for item in order]
     need(all(places) and len(set(places)) == len(places))
-    told, is_first = [], speaker.maybe(0.25)
-    for item, place in zip(filters, places, strict=True):
-        said = [speaker.some(item), speaker.say(place)]
-        told.append(" ".join(reversed(said) if is_first else said))
+    is_first = speaker.maybe(0.25)
+    said = [(speaker.some(item), speaker.say(place)) for item, place in zip(filters, places, strict=True)]
+    told = [f"{place} {item}" if is_first else f"{item} {place}" for item, place in said]
     relations = [
         (a, relation, b)
         for a, b in combinations(range(len(order)), 2)
@@ -752,14 +737,13 @@ def order_change(speaker: Speaker, name: str, **slots: str) -> str:
 
 def propose(speaker: Speaker, scene: Scene, chosen: Sequence[SceneObject]) -> tuple[str, Filter, Scene]:
     """A kind of change for some objects, what they become, and the scene after it."""
-    rng = speaker.rng
     kind = speaker.pick({"recolor": 34, "remove": 24, "resize": 22, "reshape": 20, "attributes": 10})
     if kind == "remove":
         return kind, Filter(), changed(scene, chosen)
-    names = rng.sample(tuple(ATTRIBUTES), 2) if kind == "attributes" else [CHANGED_ATTRIBUTE[kind]]
-    new = {name: another(rng, name, chosen) for name in names}
+    names = speaker.rng.sample(tuple(ATTRIBUTES), 2) if kind == "attributes" else [CHANGED_ATTRIBUTE[kind]]
+    new = {name: another(speaker.rng, name, chosen) for name in names}
     if kind == "reshape" and speaker.maybe(0.25):
-        new["color"] = rng.choice(COLORS)
+        new["color"] = speaker.rng.choice(COLORS)
     return "reshape" if "shape" in new else kind, Filter(**new), changed(scene, chosen, **new)
 
 
@@ -948,8 +932,7 @@ def add_some(speaker: Speaker, scene: Scene) -> Changed:
 
 def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Filter]]:
     """Words that ask for so many more objects, and what is said of each."""
-    rng = speaker.rng
-    said = [replace(kind, size=rng.choice((None, kind.size))) for kind in random_kinds(rng, number)]
+    said = [replace(kind, size=speaker.rng.choice((None, kind.size))) for kind in random_kinds(speaker.rng, number)]
     if speaker.maybe(0.65):
         base = said[0] if speaker.maybe(0.8) else replace(said[0], color=None)
         said = [base] * number
@@ -957,7 +940,7 @@ def say_more(speaker: Speaker, scene: Scene, number: int) -> tuple[str, list[Fil
             is_alike = Filter(base.shape).count(scene) > 0
             words = f"{speaker.say('article of one more' if is_alike else 'article of a new one')} {speaker.noun(base)}"
         else:
-            more = rng.choice(("", "", "", "more ", "other ", "further "))
+            more = speaker.rng.choice(("", "", "", "more ", "other ", "further "))
             words = f"{speaker.number(number)} {more}{speaker.noun(base, plural=True)}"
     else:
         words = list_filters(speaker, said)
@@ -1057,23 +1040,19 @@ CHANGE_FORMS = {
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
-PICTURE = re.compile(
-    r"\b(pic|picture|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|here|there)\b"
-)
+PICTURE = re.compile(r"\b(pic(ture)?|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|t?here)\b")
 PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
 PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
 
 
 def some_filter(speaker: Speaker, scene: Scene) -> Filter:
     """What may be counted or looked for: what is there, or nearly so, or something else."""
-    rng = speaker.rng
-    names = speaker.pick(
-        {("shape",): 2, ("color",): 2, ("color", "shape"): 1, ("size", "shape"): 1, ("size",): 1, FULL: 1}
-    )
-    made = Filter.of(rng.choice(scene.objects), names)
+    choices = {"shape": 2, "color": 2, "color shape": 1, "size shape": 1, "size": 1, "size color shape": 1}
+    names = speaker.pick(choices).split()
+    made = Filter.of(speaker.rng.choice(scene.objects), names)
     if speaker.maybe(0.4):
-        name = rng.choice(names)
-        made = replace(made, **{name: rng.choice(ATTRIBUTES[name])})
+        name = speaker.rng.choice(names)
+        made = replace(made, **{name: speaker.rng.choice(ATTRIBUTES[name])})
     return made if made.pair not in HELD_OUT_PAIRS else Filter(made.shape)
 
 
@@ -1294,7 +1273,6 @@ def _make(kind: str, speaker: Speaker, split: Split, max_turns: int) -> list[Peo
 
 def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None) -> list[PeopleTurn]:
     """Several turns about one picture after another, first about the one that is shown."""
-    rng = speaker.rng
     table = phrases("people")["weights"]
     images = [scene] if scene else []  # all of the conversation
     before = None  # the picture before the last one, where that was changed
@@ -1333,8 +1311,8 @@ def converse(speaker: Speaker, split: Split, num_turns: int, scene: Scene | None
             case "earlier" | "back":
                 turn = look_back(speaker, images, kind, is_changed=before is not None)
             case "show":
-                new = random_scene_for(split, rng)
-                turn = replace(respond(speaker, rng.choice(("ask", "edit", "describe")), new, split), shown=new)
+                new = random_scene_for(split, speaker.rng)
+                turn = replace(respond(speaker, speaker.rng.choice(("ask", "edit", "describe")), new, split), shown=new)
                 images.append(new)
                 before = None
             case _:
@@ -1374,9 +1352,8 @@ def look_back(speaker: Speaker, images: Sequence[Scene], kind: str, *, is_change
 
 def settle(speaker: Speaker, split: Split) -> tuple[PeopleTurn, PeopleTurn]:
     """A request that cannot be met, and what somebody asks for instead, in few words: "then in red"."""
-    rng = speaker.rng
-    form = rng.choice(("color", "color", "shape", "count", "background"))
-    scene = random_scene_for(split, rng, num_objects=rng.choice((2, 3, 4)) if form == "count" else 1)
+    form = speaker.rng.choice(("color", "color", "shape", "count", "background"))
+    scene = random_scene_for(split, speaker.rng, num_objects=speaker.rng.choice((2, 3, 4)) if form == "count" else 1)
     item, number = scene.objects[0], len(scene.objects)
     named = Filter.of(item, ("color", "shape"))
     need(named.count(scene) == number)
@@ -1450,11 +1427,7 @@ def text_turn(
 
 
 def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
-    """A question about the picture.
-
-    Args:
-        where: words that say which picture is meant, if not the last one.
-    """
+    """A question about the picture; `where`: words that say which one is meant, if not the last."""
     text, right = speaker.attempt(QUESTION_FORMS, scene)
     while where and PICTURE.search(text):
         text, right = speaker.attempt(QUESTION_FORMS, scene)
@@ -1608,6 +1581,4 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
 def as_item(turns: Sequence[PeopleTurn], *, id: str, kind: str) -> dict[str, Any]:
     """A conversation as a line of a file of requests."""
     said = [{"user": turn.user, "expect": turn.expect} for turn in turns]
-    image = turns[0].shown and asdict(turns[0].shown)
-    image = image and {**image, "objects": list(image["objects"])}
-    return {"id": id, "kind": kind, "image": image, "turns": said}
+    return {"id": id, "kind": kind, "image": turns[0].shown and asdict(turns[0].shown), "turns": said}

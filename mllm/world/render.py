@@ -120,12 +120,7 @@ def signed_distance(shape: str, x_HW: NDArray, y_HW: NDArray) -> NDArray:
 
 
 def polygon(shape: str, *, waist: float = 0.45, arm: float = 0.31) -> list[tuple[float, float]]:
-    """Corners in units of the radius, y down; every one lies in the unit circle.
-
-    Args:
-        waist: inner radius of a star.
-        arm: half of the width of a cross's arms.
-    """
+    """Corners in units of the radius, y down; `waist`: a star's inner radius, `arm`: half of a cross's arms' width."""
     match shape:
         case "square":
             return [(s * 0.7071, t * 0.7071) for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))]

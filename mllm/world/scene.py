@@ -36,9 +36,7 @@ POSITION_STEPS = 16  # of the coarse grid on which scenes that look alike share 
 
 ALL_PAIRS: frozenset[Pair] = frozenset((color, shape) for color in COLORS for shape in SHAPES)
 # Pairs that training never sees: every color and every shape is held out exactly once.
-HELD_OUT_PAIRS: frozenset[Pair] = frozenset(
-    zip(("purple", "yellow", "blue", "orange", "red", "green"), SHAPES, strict=True)
-)
+HELD_OUT_PAIRS = frozenset(zip(("purple", "yellow", "blue", "orange", "red", "green"), SHAPES, strict=True))
 SEEN_PAIRS = ALL_PAIRS - HELD_OUT_PAIRS
 CLASSES: tuple[Pair, ...] = tuple((c, s) for c in COLORS for s in SHAPES if (c, s) in SEEN_PAIRS)
 """(color, shape) of class 0, 1, ... of class-conditional drawing: one object of one pair, anything else free."""
@@ -211,13 +209,9 @@ def place_in_corners(kinds: Sequence[Kind], rng: Random) -> tuple[SceneObject, .
 
 
 def split_of(scene: Scene) -> Split:
-    """The one split a scene belongs to: a hash of its content with positions rounded to a coarse grid, so that no test
-    scene is a training scene moved a little.
-    """
-    parts = [
-        f"{item.shape},{item.color},{item.size},{int(item.x * POSITION_STEPS)},{int(item.y * POSITION_STEPS)}"
-        for item in scene.objects
-    ]
+    """A hash of the content with positions on a coarse grid: no test scene is a training scene moved a little."""
+    cells = [(item, int(item.x * POSITION_STEPS), int(item.y * POSITION_STEPS)) for item in scene.objects]
+    parts = [f"{item.shape},{item.color},{item.size},{x},{y}" for item, x, y in cells]
     content = ";".join([scene.background, *sorted(parts)])
     share = int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big") / 2**64
     if share < SPLIT_SHARES["validation"]:

@@ -65,11 +65,8 @@ def read_request(request: str) -> Spec:
     """What a request to draw asks for; no constraints where nothing was understood."""
     words = normalize_words(correct_typos(request))
     predicates = list(find_predicates(words))
-    phrases = [
-        phrase
-        for phrase in find_phrases(words)
-        if not any(phrase.start < said.end and said.start < phrase.end for said in predicates)
-    ]
+    taken = {at for said in predicates for at in range(said.start, said.end)}
+    phrases = [phrase for phrase in find_phrases(words) if taken.isdisjoint(range(phrase.start, phrase.end))]
     total, new = count_objects(words, phrases)
     single = [phrase for phrase in new if phrase.number == 1 and phrase.filter != ANY]
     found: list[Constraint] = [Exists(ref, phrase.filter) for ref, phrase in enumerate(single)]
@@ -136,11 +133,8 @@ def count_objects(words: list[str], phrases: Sequence[Phrase]) -> tuple[int | No
         if complete is not None:
             new.append(replace(phrase, filter=merge(phrase.filter, complete.filter)))
     vague = [phrase for phrase in phrases if is_vague(words, phrase, new)]
-    of_them = [
-        NUMBERS[words[at - 1]]
-        for at in range(1, len(words))
-        if words[at : at + 2] == ["of", "them"] and words[at - 1] in NUMBERS
-    ]
+    triples = zip(words, words[1:], words[2:], strict=False)
+    of_them = [NUMBERS[first] for first, *rest in triples if first in NUMBERS and rest == ["of", "them"]]
     if vague and of_them and not new:  # "only stars, three of them"
         return of_them[0], [replace(phrase, number=of_them[0]) for phrase in vague]
     counts = [phrase.number or 0 for phrase in new if phrase.filter == ANY]

@@ -172,10 +172,8 @@ def describe(cell: Cell) -> dict:
 
 def attribution(styles: list[str], size: int) -> str:
     """Who drew the images and named them; what the licences ask for."""
-    images = "\n".join(
-        f"| {name} | {STYLES[name].title} | {STYLES[name].author} | {STYLES[name].license} | {STYLES[name].url} |"
-        for name in styles
-    )
+    rows = [(name, each.title, each.author, each.license, each.url) for name in styles for each in [STYLES[name]]]
+    images = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# Attribution
 
 Images, drawn at {size} x {size} pixels on white, from the packages of the Iconify project

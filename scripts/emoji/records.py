@@ -2,13 +2,13 @@
 
 In: cells with their splits. Out: records by job, for `mllm prepare`. Only the split "train" is shown, drawn and named;
 things of the split "unknown" are asked for and shown so that the answer is "I don't know". Nothing else is mentioned.
-Every record is a function of its cell and the seed. Renders nothing and reads no files.
+Every record is a function of its cell. Renders nothing and reads no files.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from itertools import combinations, product
 from random import Random
 from typing import NamedTuple
@@ -35,6 +35,7 @@ Item = str | Cell | Augmented
 Turn = tuple[list[Item], list[Item]]
 """A question and its answer."""
 
+SEED = 0
 DRAWINGS_PER_CELL = 4
 DIALOGUES_PER_CELL = 4
 TALKS_PER_CELL = 2
@@ -86,23 +87,17 @@ CANNOT_DRAW = ("I don't know how to draw {}.", "I don't know {}.", "I have not l
 CANNOT_NAME = ("I don't know what this is. It belongs to {}.", "I don't know its name. It is one of {}.")
 
 
-def make_records(cells: list[Cell], *, other_names: list[str], seed: int = 0) -> dict[str, Iterator[dict]]:
-    """The records of every job.
-
-    Args:
-        other_names: things to be asked for and refused, where no style has an image of them.
-    """
-    writer = RecordWriter(cells, other_names=other_names, seed=seed)
+def make_records(cells: list[Cell], *, other_names: list[str]) -> dict[str, Iterator[dict]]:
+    """The records of every job; `other_names` are asked for and refused, where no style has an image of them."""
+    writer = RecordWriter(cells, other_names=other_names)
     makers: dict[str, Callable[[], Iterator[list[Turn]]]] = {
         "draw": lambda: writer.drawings(toned=False),
         "draw_tones": lambda: writer.drawings(toned=True),
         "name": writer.questions,
         "odd_one_out": writer.odd_ones,
-        "restyle": lambda: writer.changes(
-            "restyle", writer._restyling, augmentations=(*TRUE_COLORS, *OTHER_COLORS), mixtures=(*MIXED, *MIXED_COLORS)
-        ),
-        "tone": lambda: writer.changes("tone", writer._tone, augmentations=TRUE_COLORS, mixtures=MIXED),
-        "gender": lambda: writer.changes("gender", writer._gender, augmentations=TRUE_COLORS, mixtures=MIXED),
+        "restyle": lambda: writer.changes("restyle", writer._restyling),
+        "tone": lambda: writer.changes("tone", writer._tone),
+        "gender": lambda: writer.changes("gender", writer._gender),
         "talk": writer.talks,
         "unknown": writer.unknowns,
     }
@@ -112,19 +107,11 @@ def make_records(cells: list[Cell], *, other_names: list[str], seed: int = 0) ->
 def as_record(turns: list[Turn]) -> dict:
     """Chat messages; images by their paths below the folder of images."""
 
-    def content(items: list[Item]) -> list[dict]:
-        return [
-            {"type": "text", "text": item} if isinstance(item, str) else {"type": "image", "path": item.path}
-            for item in items
-        ]
+    def content(item: Item) -> dict:
+        return {"type": "text", "text": item} if isinstance(item, str) else {"type": "image", "path": item.path}
 
-    return {
-        "messages": [
-            {"role": role, "content": content(items)}
-            for turn in turns
-            for role, items in zip(("user", "assistant"), turn, strict=True)
-        ]
-    }
+    said = (part for turn in turns for part in zip(("user", "assistant"), turn, strict=True))
+    return {"messages": [{"role": role, "content": list(map(content, items))} for role, items in said]}
 
 
 def with_article(name: str) -> str:
@@ -144,8 +131,7 @@ def group_name(emoji: Emoji) -> str:
 class RecordWriter:
     """Makes dialogues about the cells that are trained on; a generator for every job and cell."""
 
-    def __init__(self, cells: list[Cell], *, other_names: list[str], seed: int) -> None:
-        self.seed = seed
+    def __init__(self, cells: list[Cell], *, other_names: list[str]) -> None:
         self.training = [cell for cell in cells if cell.split == "train"]
         self.unknown = [cell for cell in cells if cell.split == "unknown"]
         self.styles = list(dict.fromkeys(cell.style for cell in cells))
@@ -177,7 +163,7 @@ class RecordWriter:
         return name in self.labels or name in self.labels_of_keyword
 
     def rng(self, job: str, cell: Cell) -> Random:
-        return Random(f"{job}/{self.seed}/{cell.path}")
+        return Random(f"{job}/{SEED}/{cell.path}")
 
     def drawings(self, *, toned: bool) -> Iterator[list[Turn]]:
         """An image of what is asked for; those with a skin tone apart, as they are many and much alike."""
@@ -247,29 +233,24 @@ class RecordWriter:
         """Three images of one group and one of another."""
         for cell in self.training:
             rng = self.rng("odd", cell)
-            mates = [
-                mate for mate in self.of_group[cell.emoji.group, cell.style] if mate.emoji.label != cell.emoji.label
-            ]
-            others = [group for group, style in self.of_group if style == cell.style and group != cell.emoji.group]
+            group = cell.emoji.group
+            mates = [mate for mate in self.of_group[group, cell.style] if mate.emoji.label != cell.emoji.label]
+            others = [other for other, style in self.of_group if style == cell.style and other != group]
             if cell.emoji.tone or len(mates) < 2 or not others or rng.random() < 0.5:
                 continue
             odd = rng.choice(self.of_group[rng.choice(sorted(others)), cell.style])
             shown = rng.sample([cell, *rng.sample(mates, 2), odd], 4)
             yield [([*shown, rng.choice(ODD)], [f"the {PLACES[shown.index(odd)]} one, {odd.emoji.name}"])]
 
-    def changes(
-        self,
-        job: str,
-        change: Callable[[Cell, Random], Turn | None],
-        *,
-        augmentations: Sequence[int],
-        mixtures: Sequence[int],
-    ) -> Iterator[list[Turn]]:
+    def changes(self, job: str, change: Callable[[Cell, Random], Turn | None]) -> Iterator[list[Turn]]:
         """Every image with a change of this kind, where there is one: as it is, and augmented like its answer.
 
         The answer to an augmented image cannot be known by heart: it has to be made of what is shown. In parts of two
         images it is less of use, too, to recognize what they show.
         """
+        augmentations, mixtures = [*TRUE_COLORS], [*MIXED]
+        if job == "restyle":  # of other changes the colors of skin matter
+            augmentations, mixtures = [*TRUE_COLORS, *OTHER_COLORS], [*MIXED, *MIXED_COLORS]
         alike: dict[Hashable, list[tuple[Cell, Cell]]] = defaultdict(list)  # what is shown, and what it becomes
         found = []
         for cell, copy in product(self.training, range(1 + AUGMENTED_CHANGES_PER_CELL + MIXED_CHANGES_PER_CELL)):
@@ -279,7 +260,7 @@ class RecordWriter:
                 alike[kind_of_change(job, cell, answer)].append((cell, answer))
         for cell, copy, question, answer in found:
             # by the label, so that both directions of a change share their images
-            rng = Random(f"augment/{self.seed}/{cell.emoji.label}/{copy}")
+            rng = Random(f"augment/{SEED}/{cell.emoji.label}/{copy}")
             if copy > AUGMENTED_CHANGES_PER_CELL:
                 second, its_answer = rng.choice(alike[kind_of_change(job, cell, answer)])
                 number = rng.choice(mixtures)
@@ -301,9 +282,8 @@ class RecordWriter:
             text = rng.choice(TONE).format(tone) if tone in TONES else rng.choice(NO_TONE)
             return text[:1].upper() + text[1:]
 
-        targets = [
-            other for other in self.of_label[cell.emoji.label, cell.style] if other.emoji.tone != cell.emoji.tone
-        ]
+        mates = self.of_label[cell.emoji.label, cell.style]
+        targets = [mate for mate in mates if mate.emoji.tone != cell.emoji.tone]
         return choose(targets, words, rng)
 
     def _gender(self, cell: Cell, rng: Random) -> Turn | None:
@@ -354,7 +334,7 @@ class RecordWriter:
             answer = rng.choice(CANNOT_NAME).format(group_name(cell.emoji))
             yield [([cell, rng.choice(NAME)], [answer]), self._group(cell, rng), self._style(cell, rng)]
         for number, name in enumerate(self.other_names):
-            yield [self._refusal(name, Random(f"unknown/{self.seed}/{number}"))]
+            yield [self._refusal(name, Random(f"unknown/{SEED}/{number}"))]
 
     def _refusal(self, name: str, rng: Random) -> Turn:
         asked = what = with_article(name) if rng.random() < 0.6 else name  # as often as in what can be drawn

@@ -152,36 +152,32 @@ def read_emoji(packages: Packages) -> dict[str, Emoji]:
     annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
     found = {}
     for entry in packages.read(TEXTS_PACKAGE, "en/data.json"):
-        if "group" not in entry or groups["groups"][str(entry["group"])] == COMPONENTS:
+        group = groups["groups"][str(entry["group"])] if "group" in entry else COMPONENTS
+        if group == COMPONENTS:
             continue
         label = entry["label"].translate(PLAIN_QUOTES)
         annotated = annotations.get(entry["emoji"].replace(VARIATION_SELECTOR, ""), {})
         keywords = {*entry.get("tags", ()), *annotated.get("default", ()), *annotated.get("tts", ())}
         keywords = {keyword.translate(PLAIN_QUOTES) for keyword in keywords} - {label}
+        about = {"label": label, "group": group, "subgroup": groups["subgroups"][str(entry["subgroup"])]}
+        about |= {"gender": GENDERS.get(entry.get("gender", -1)), "keywords": tuple(sorted(keywords))}
         for image in (entry, *entry.get("skins", ())):
             tone = image.get("tone")
             if isinstance(tone, list):  # two people with a tone each
                 continue
-            found[plain_code_points(image["hexcode"])] = Emoji(
-                label=label,
-                tone=TONES[tone - 1] if tone else None,
-                gender=GENDERS.get(entry.get("gender", -1)),
-                group=groups["groups"][str(entry["group"])],
-                subgroup=groups["subgroups"][str(entry["subgroup"])],
-                keywords=tuple(sorted(keywords)),
-            )
-    require_one_each([emoji.slug for emoji in found.values()])
+            found[plain_code_points(image["hexcode"])] = Emoji(tone=TONES[tone - 1] if tone else None, **about)
+    slugs = Counter(emoji.slug for emoji in found.values())
+    if twice := sorted(slug for slug, count in slugs.items() if count > 1):  # images are files of these names
+        raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")
     return found
 
 
 def read_symbol_names(packages: Packages) -> list[str]:
     """Names of characters that are no emoji ("logical and"): things that no style has an image of."""
     annotations = packages.read(KEYWORDS_PACKAGE, "annotations/en/annotations.json")["annotations"]["annotations"]
-    labelled = {
-        plain_code_points(image["hexcode"])
-        for entry in packages.read(TEXTS_PACKAGE, "en/data.json")
-        for image in (entry, *entry.get("skins", ()))
-    }
+    entries = packages.read(TEXTS_PACKAGE, "en/data.json")
+    images = (image for entry in entries for image in (entry, *entry.get("skins", ())))
+    labelled = {plain_code_points(image["hexcode"]) for image in images}
     return [
         annotated["tts"][0].translate(PLAIN_QUOTES)
         for symbol, annotated in annotations.items()
@@ -215,18 +211,13 @@ def read_cells(packages: Packages, styles: list[str]) -> list[Cell]:
     for style, found in images.items():
         for code_points in found:
             of_label.setdefault(emoji[code_points].label, []).append(style)
-    return [
-        Cell(
-            emoji=emoji[code_points],
-            style=style,
-            split=split_of(
-                emoji[code_points].label, style, emoji[code_points].tone, styles=of_label[emoji[code_points].label]
-            ),
-            svg=svg,
-        )
-        for style, found in images.items()
-        for code_points, svg in found.items()
-    ]
+    cells = []
+    for style, found in images.items():
+        for code_points, svg in found.items():
+            one = emoji[code_points]
+            split = split_of(one.label, style, one.tone, styles=of_label[one.label])
+            cells.append(Cell(emoji=one, style=style, split=split, svg=svg))
+    return cells
 
 
 def read_images(packages: Packages, style: Style, emoji: dict[str, Emoji]) -> dict[str, str]:
@@ -251,10 +242,3 @@ def square_svg(body: str, width: float, height: float) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'width="1024" height="1024" viewBox="0 0 {width} {height}">{body}</svg>'
     )
-
-
-def require_one_each(slugs: list[str]) -> None:
-    """Images are files: two emoji must not share a name."""
-    twice = sorted(slug for slug, count in Counter(slugs).items() if count > 1)
-    if twice:
-        raise ValueError(f"labels must differ in letters and digits, got {twice[:3]} twice; extend SYMBOLS")

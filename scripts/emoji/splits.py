@@ -68,12 +68,7 @@ def share(*names: str) -> float:
 
 
 def split_of(label: str, style: str, tone: str | None, *, styles: Iterable[str]) -> Split:
-    """Where an image belongs.
-
-    Args:
-        label: without skin tone.
-        styles: all styles that have an image of this label.
-    """
+    """Where an image of a label without skin tone belongs; `styles` are all that have an image of the label."""
     thing, name = share("things", thing_of(label)), slug_of(label)
     if thing < HELD_OUT_THINGS:
         return "held_out_thing"

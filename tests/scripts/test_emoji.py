@@ -167,9 +167,8 @@ def test_what_is_held_out_holds_for_all_that_goes_with_it(cells: list[Cell]) -> 
 def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], records: dict[str, list[dict]]) -> None:
     assert set(records) == set(JOBS) and all(records.values())
     split = {cell.path: cell.split for cell in cells}
-    held_out, unknown = (
-        {cell.emoji.plain_name for cell in cells if cell.split == name} for name in ("held_out_thing", "unknown")
-    )
+    splits = ("held_out_thing", "unknown")
+    held_out, unknown = ({cell.emoji.plain_name for cell in cells if cell.split == name} for name in splits)
     for job, made in records.items():
         for record in made:
             allowed = {"unknown"} if job == "unknown" else {"train"}
@@ -194,9 +193,8 @@ def test_records_show_and_name_nothing_that_is_held_out(cells: list[Cell], recor
     assert 0.3 < mean(name.startswith(("a ", "an ")) for name in declined) < 0.9, "no article gives a refusal away"
     talked = {len(items_of(record, "image", "assistant")) for record in records["talk"]}
     assert talked == set(range(6)), "small talk alone, and up to five images"
-    refusals = [
-        text for record in records["talk"] for text in items_of(record, "text", "assistant") if "I don't" in text
-    ]
+    said = (text for record in records["talk"] for text in items_of(record, "text", "assistant"))
+    refusals = [text for text in said if "I don't" in text]
     assert refusals and all(any(name in text for name in [*unknown, *OTHER_NAMES]) for text in refusals)
 
 
@@ -279,9 +277,7 @@ def test_a_mixture_has_parts_of_two_images_at_the_same_places_in_every_style() -
     red, blue, green, white = (Image.new("RGB", (128, 128), color) for color in ("red", "blue", "lime", "white"))
     shares = []
     for number in (*MIXED[::4], *MIXED_COLORS[::4]):
-        mixed, alike, alone = (
-            np.asarray(augment(pair, number)) for pair in ((red, blue), (green, blue), (white, blue))
-        )
+        mixed, alike, alone = (np.asarray(augment((first, blue), number)) for first in (red, green, white))
         is_second = (alone < 128).any(-1)
         assert (mixed[is_second] == alike[is_second]).all(), "the second image is where it is in all mixtures"
         if number in MIXED:

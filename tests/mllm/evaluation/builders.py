@@ -16,12 +16,10 @@ from mllm.files import read_lines
 
 
 def write_json(path: Path, value: object) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
+    return write_jsonl(path, [value])
 
 
-def write_jsonl(path: Path, records: Sequence[dict]) -> Path:
+def write_jsonl(path: Path, records: Sequence[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path

@@ -15,6 +15,7 @@ from mllm.evaluation.requests import IMAGE_SIDE, as_table, evaluate_requests, nu
 from mllm.evaluation.world import Part
 from mllm.world.render import render
 from mllm.world.scene import Scene, SceneObject, is_valid
+from tests.mllm.evaluation.builders import write_jsonl
 
 Answers = Iterable[tuple[int, list[Part]]]
 STAR = SceneObject("star", "green", "large", 0.3, 0.4)
@@ -75,11 +76,6 @@ CASES: list[tuple[str, dict | None, dict, list[list[Part]], list[list[Part]]]] =
 ]
 
 
-def write(path: Path, *records: Any) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
-
 def item(name: str, kind: str, image: dict | None, *expected: dict) -> dict:
     return {"id": name, "kind": kind, "image": image, "turns": [{"user": "please", "expect": e} for e in expected]}
 
@@ -88,7 +84,7 @@ def test_every_expectation_passes_and_fails_as_it_should(tmp_path: Path) -> None
     for number, (kind, image, expect, right, wrong) in enumerate(CASES):
         answers = [*right, *wrong]
         names = [f"{number}-{index}" for index in range(len(answers))]
-        items = read_items(write(tmp_path / "a.jsonl", *(item(name, kind, image, expect) for name in names)))
+        items = read_items(write_jsonl(tmp_path / "a.jsonl", [item(name, kind, image, expect) for name in names]))
 
         def answer(dialogues: Sequence, mode: str, seeds: Sequence[int], answers: list = answers) -> Answers:
             assert mode == "interleaved"
@@ -107,7 +103,8 @@ def test_a_chat_is_right_when_all_its_turns_are_and_ends_at_a_wrong_one(tmp_path
     chat = ({"no_picture": True}, STAR_AND_BOX, RECOLORED, {"text": {"any_of": ["welcome"]}})
     right: list[list[Part]] = [[], [draw(STAR, FAR)], ["Done.", draw(BLUE, FAR)], ["You are welcome."]]
     spoiled = [*right[:2], [draw(BLUE, NEAR)], *right[3:]]
-    items = read_items(write(tmp_path / "a.jsonl", item("a", "chat", None, *chat), item("b", "chat", None, *chat)))
+    chats = [item(name, "chat", None, *chat) for name in "ab"]
+    items = read_items(write_jsonl(tmp_path / "a.jsonl", chats))
     asked: list[tuple[int, int]] = []
 
     def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
@@ -128,7 +125,7 @@ def test_a_chat_is_right_when_all_its_turns_are_and_ends_at_a_wrong_one(tmp_path
 
 def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_path: Path) -> None:
     touching = {**SHOWN, "objects": [{**each, "x": 0.5, "y": 0.98} for each in SHOWN["objects"]]}
-    (shown,) = read_items(write(tmp_path / "a.jsonl", item("a", "ask", touching, {"no_picture": True})))
+    (shown,) = read_items(write_jsonl(tmp_path / "a.jsonl", [item("a", "ask", touching, {"no_picture": True})]))
     assert shown.image is not None and is_valid(shown.image)
     assert is_valid(nudge_apart(Scene("white", tuple(replace(STAR, x=x, y=0.5) for x in (0.22, 0.5, 0.78)))))
     assert nudge_apart(Scene("cream", (STAR, BOX))) == Scene("cream", (STAR, BOX))
@@ -142,7 +139,7 @@ def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_pa
     assert evaluate_requests(answer, [shown])["right"] == 1
     page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     example = json.loads(page.split("## Bring your own tests")[1].split("```json")[1].split("```")[0])
-    (found,) = read_items(write(tmp_path / "a.jsonl", example))
+    (found,) = read_items(write_jsonl(tmp_path / "a.jsonl", [example]))
     assert found.image is not None and len(found.turns) == 2
 
 
@@ -168,7 +165,7 @@ def test_a_malformed_line_is_one_error_with_file_and_line(tmp_path: Path, capsys
     ]
     wrong = [{**good, "id": "b", **change} for change in changes]
     for bad in (*wrong, *(item("b", "talk", None, expect) for expect in expectations)):
-        path = write(tmp_path / "tests.jsonl", good, bad)
+        path = write_jsonl(tmp_path / "tests.jsonl", [good, bad])
         assert main(["evaluate", "requests", str(path)]) == 2, bad
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"{path}, line 2" in error and "must" in error, error
@@ -178,7 +175,7 @@ def test_the_command_prints_rates_and_failures_and_writes_them(
     random_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     items = [item("a", "talk", None, {"text": {"none_of": ["unlikely"]}}), item("b", "edit", SHOWN, RECOLORED)]
-    words = [str(write(tmp_path / "tests.jsonl", *items)), "--json", str(tmp_path / "result.json")]
+    words = [str(write_jsonl(tmp_path / "tests.jsonl", items)), "--json", str(tmp_path / "result.json")]
     assert main(["evaluate", "requests", *words, "--model", str(random_model_folder), "--device", "cpu"]) == 0
     result, printed = json.loads((tmp_path / "result.json").read_text()), capsys.readouterr().out
     assert (result["total"], result["kinds"]["edit"]) == (2, {"right": 0, "total": 1})

@@ -203,10 +203,8 @@ def test_geneval(tmp_path: Path) -> None:
     assert run.names == {f"0000{index}/samples/000{sample}.png" for index in range(2) for sample in range(4)}
     run.submit()
     assert read_json(run.folder / "00001" / "metadata.jsonl") == asked[1]
-    records = [
-        {"filename": f"/x/{name}", "tag": tags[int(name[4])], "correct": name[4] == "0" or name[-5] == "3"}
-        for name in sorted(run.names)
-    ]
+    right = {name: name[4] == "0" or name[-5] == "3" for name in sorted(run.names)}
+    records = [{"filename": f"/x/{name}", "tag": tags[int(name[4])], "correct": right[name]} for name in right]
     scores = run.score(write_jsonl(tmp_path / "results.jsonl", records))
     assert scores.protocol == "geneval@official-detector-custom-8"
     values = {name: score.value for name, score in scores.scores.items()}

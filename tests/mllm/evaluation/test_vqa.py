@@ -90,10 +90,8 @@ def test_gqa_scores_by_type_and_submits_predictions(tmp_path: Path) -> None:
     for text, expected in {"yes...": "yes", "yes!": "yes!", " yes": " yes", "yes. ": "yes. ", "A Dog": "a dog"}.items():
         assert GQA.prediction_of(text) == expected  # final periods go, and nothing else
     rows = [("yes", "verify"), ("red", "query"), ("no", "logical"), ("cat", "query"), ("x", "choose"), ("no", None)]
-    gold = {
-        str(n): {"answer": answer, "isBalanced": kind is not None, "types": {"structural": kind}}
-        for n, (answer, kind) in enumerate(rows)
-    }
+    records = [{"answer": a, "isBalanced": kind is not None, "types": {"structural": kind}} for a, kind in rows]
+    gold = {str(n): record for n, record in enumerate(records)}
     path = write_json(tmp_path / "q.json", gold)
     scores = GQA().score(answered("Yes.", "red", "yes", "dog", "x", "yes"), path, NO_FILES)
     assert list(values_of(scores).items()) == [

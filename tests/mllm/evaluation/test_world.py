@@ -28,7 +28,6 @@ from mllm.evaluation.world import (
     highest_perplexity,
     make_items,
     measure_best_of,
-    pass_rate,
     plain_patches,
     score_group,
     score_round_trip,
@@ -104,7 +103,7 @@ def test_an_answer_that_ends_early_or_says_too_much_or_outgrows_the_context_fail
 def test_a_perfect_judge_finds_the_right_candidate_and_a_contrary_one_avoids_it() -> None:
     """Every third seed of a request draws the right image, the others an empty one."""
     scored = [Candidates([0.1, 0.9, 0.95], [False, True, False]), Candidates([0.5, 0.4, 0.6], [True, False, True])]
-    assert [pass_rate(scored, number).passed for number in (1, 2, 3)] == [1, 2, 1]
+    assert [[each.best_is_right(number) for each in scored].count(True) for number in (1, 2, 3)] == [1, 2, 1]
     items = make_items(GROUPS[0], COUNT, seed=SEED)
     right = {str(item.turns[0].parts[0]): item.turns[1].parts[0].render(128) for item in items}
     empty = Image.new("RGB", (128, 128), "white")
@@ -195,9 +194,8 @@ def test_the_bundled_codebooks_are_used_evenly_where_there_is_something_to_see()
 
 HEART = Filter(shape="heart")
 STAR = SceneObject("star", "blue", "small", 0.2, 0.7)
-WANTED = Scene(
-    "white", (SceneObject("heart", "red", "large", 0.3, 0.3), SceneObject("star", "blue", "small", 0.7, 0.7))
-)
+RED_HEART, BLUE_STAR = SceneObject("heart", "red", "large", 0.3, 0.3), replace(STAR, x=0.7)
+WANTED = Scene("white", (RED_HEART, BLUE_STAR))
 DRAWN = Scene("white", (STAR, SceneObject("heart", "green", "small", 0.7, 0.3)))
 TWO_HEARTS = Scene("white", (*DRAWN.objects, SceneObject("heart", "red", "large", 0.6, 0.75)))
 RECOLOR = Edit("recolor", 0, "yellow")
@@ -240,11 +238,7 @@ def test_an_edit_means_what_its_words_name_in_the_models_image() -> None:
 def test_words_that_may_mean_several_objects_may_mean_each_of_them_and_nothing_else() -> None:
     star, circle = SceneObject("star", "blue", "large", 0.3, 0.3), SceneObject("circle", "red", "small", 0.7, 0.7)
     drawn, small_star = Scene("white", (star, circle)), Filter(shape="star", size="small")
-    alike, larger, gone = (
-        Filter(shape="heart", color="orange", size="small"),
-        Edit("resize", 0, "large"),
-        Edit("remove", 0),
-    )
+    alike, larger, gone = Filter("heart", "orange", "small"), Edit("resize", 0, "large"), Edit("remove", 0)
     edited, yellow = [recolored(TWO_HEARTS, index) for index in range(3)], recolored(TWO_HEARTS, 1)
     others = [TWO_HEARTS, Scene("black", (SceneObject("cross", "blue", "large", 0.5, 0.5),))]
     without = [apply_edit(drawn, replace(gone, index=index)) for index in range(2)]

@@ -110,10 +110,8 @@ def make_mme(data: Data) -> Path:
         if number % 2:  # both layouts occur in the release
             texts, images = texts / "questions_answers_YN", images / "images"
         texts.mkdir(parents=True)
-        colors, space = (
-            {item.color for item in draw_scene(images / "0001.png", data.rng).objects},
-            " " * (1 + number % 2),
-        )
+        colors = {item.color for item in draw_scene(images / "0001.png", data.rng).objects}
+        space = " " * (1 + number % 2)
         lines = []
         for color in (min(colors), "red" if min(colors) != "red" else "blue"):
             words, image = f"Is there a {color} shape?", str((images / "0001.png").relative_to(data.images))

@@ -28,7 +28,7 @@ from mllm.world.dialogue import (
 )
 from mllm.world.language import normalize_words, phrases
 from mllm.world.render import render
-from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, SceneObject, Split, split_of
+from mllm.world.scene import COLORS, HELD_OUT_PAIRS, SHAPES, Scene, SceneObject, Split, random_scene_for, split_of
 from mllm.world.spec import ANY, Filter
 
 # ---- edits ----
@@ -121,12 +121,10 @@ def test_answers() -> None:
 
 def test_every_kind_is_asked_as_often_as_it_weighs_and_yes_is_as_often_right_as_no() -> None:
     assert set(phrases("ask")) == {variant for variants in QUESTION_KINDS.values() for variant in variants}
-    scenes = [make_episode(index, num_objects=3).scene for index in range(250)]
+    scenes = [random_scene_for("train", Random(index), num_objects=3) for index in range(250)]
     for kind in QUESTION_WEIGHTS:
-        asked = [
-            (propose_question(scene, Random(index), kind_weights={kind: 1.0}), scene)
-            for index, scene in enumerate(scenes)
-        ]
+        proposed = [propose_question(scene, Random(n), kind_weights={kind: 1.0}) for n, scene in enumerate(scenes)]
+        asked = list(zip(proposed, scenes, strict=True))
         for index, (question, scene) in enumerate(asked):
             right = answer(question, scene)
             assert right and right == right.lower() and len(right.split()) <= 6
@@ -135,7 +133,7 @@ def test_every_kind_is_asked_as_often_as_it_weighs_and_yes_is_as_often_right_as_
         counts = Counter(answer(question, scene) for question, scene in asked if question.kind == kind)
         assert counts.total() > 200
         assert not counts["yes"] or 0.4 < counts["yes"] / (counts["yes"] + counts["no"]) < 0.6
-    one, two = (make_episode(0, num_objects=number).scene for number in (1, 2))
+    one, two = (random_scene_for("train", Random(0), num_objects=number) for number in (1, 2))
     assert {propose_question(one, Random(n), kind_weights={"relation": 1.0}).kind for n in range(9)} == {"background"}
     kinds = [propose_question(two, Random(n), kind_weights={"count": 3.0, "color": 1.0}).kind for n in range(400)]
     assert set(kinds) == {"count", "color"} and 0.68 < kinds.count("count") / 400 < 0.82
