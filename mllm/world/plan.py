@@ -51,6 +51,7 @@ PLANNED = re.compile(
 SQUARE: Grid = (1, 1)
 DRAFTED_PLACES = ("2323", "2525", "5353", "5555", "6666", "6666")
 """Squares in reading order, for objects that may be anywhere."""
+DRAFTED_LENGTH = 1000  # characters of a request; objects enough for an image are named by then
 TOLERANCE = 1.0
 """Squares between where an object may be planned and seen."""
 DECLINES = re.compile(
@@ -144,7 +145,7 @@ def agree(plan: str, description: str | None) -> bool:
 
 def draft(request: str) -> str:
     """A plan of the objects that a request names, else of two, anywhere: in the form of a plan, and a first guess."""
-    spec = read_request(request)
+    spec = read_request(request[:DRAFTED_LENGTH])
     named = [item.filter for item in spec if isinstance(item, Exists)]
     for item in spec:
         named += [item.filter] * item.number if isinstance(item, Count) and item.filter != ANY else []
