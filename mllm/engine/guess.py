@@ -40,11 +40,10 @@ class Guesser:
         expected = [*state.request.expected_text] or last_plan(words, layout.begin_plan_id)
         if state.request.mode != "text":
             expected = [*state.plan_opening, *expected, layout.begin_image_id]
-        followed = [element for element in continuation if isinstance(element, int)]
-        self.draft = followed or expected
+        self.draft = [element for element in continuation if isinstance(element, int)] or expected
         self.num_drafted = 0  # words of the draft before the next one
         self.followers: dict[tuple[int, ...], int] = {}
-        for known in ([*self.history, *expected], words):  # what was learned first stays
+        for known in ([*self.history, *self.draft], words):  # what was learned first stays
             for n in range(LONGEST_NGRAM, 0, -1):
                 for end in range(n, len(known)):
                     self.followers.setdefault(tuple(known[end - n : end]), known[end])
@@ -69,7 +68,8 @@ class Guesser:
             return self.computed[cursor.num_tokens]
         words = [*self.history, *(element for element in guessed if isinstance(element, int))]
         drafted = self.num_drafted + len(words) - len(self.history)
-        if drafted < len(self.draft):
+        is_drafted = cursor.plan_length is not None or state.request.mode == "text"  # a chat may go on in words
+        if is_drafted and drafted < len(self.draft):
             return self.draft[drafted]
         for n in range(LONGEST_NGRAM, 0, -1):
             if (found := self.followers.get(tuple(words[-n:]))) is not None:
