@@ -388,7 +388,7 @@ def test_sliding_windows_hold_and_any_backbone_is_compiled(
 def test_every_size_is_compiled_however_few_versions_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, compiled = build_model(), torch.compile
     monkeypatch.setattr(torch, "compile", partial(compiled, backend="eager"))
-    engine, request = Engine(model, compile=True), ask(6, mode="text", max_new_tokens=6, text=SamplingConfig(top_k=9))
+    engine, request = Engine(model, compile=True), ask(6, mode="text", max_new_tokens=12, text=SamplingConfig(top_k=9))
     expected = outcome(Engine(model).generate([request])[0])
     with torch._dynamo.config.patch(recompile_limit=1):
         for window in (1, 2, 5):
