@@ -23,6 +23,7 @@ C codes per codebook, L labelled text tokens, M learned image positions, R rows 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -286,6 +287,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         num_items: Tensor | float | None = None,
         num_items_in_batch: Tensor | float | None = None,
         max_logits_bytes: int | None = None,
+        scheduled_sampling: float = 0.0,
         **kwargs: Any,
     ) -> MLLMOutput:
         """One pass: text logits, and with labels the loss.
@@ -300,20 +302,31 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             num_items: divisor of the loss, `count_items` over accumulation steps and ranks.
             num_items_in_batch: that of a plain Trainer, which counts labels: this batch weighs as many as it has.
             max_logits_bytes: compute the loss in slices whose logits take no more, and return no logits.
+            scheduled_sampling: share of learned image positions that the model sees as it predicts them, not as they
+                are, so that it learns to go on from what it draws (arXiv:1506.03099, in two parallel passes as in
+                arXiv:1906.04331). For whole sequences with labels.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, codes, image_lengths)
         may_be_packed = position_ids is not None and attention_mask is None and past_key_values is None
         if labels is not None or may_be_packed or torch.compiler.is_exporting():
             use_cache = bool(use_cache)
-        outputs = self._run_backbone(
-            inputs_embeds,
+        run = partial(
+            self._run_backbone,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
+        if inputs_embeds is None:
+            seen_PK = codes
+            if scheduled_sampling and labels is not None and codes is not None:
+                with torch.no_grad():
+                    hidden_BTD = run(self.embed(input_ids, codes, image_lengths)).last_hidden_state
+                    seen_PK = self._replace_codes(
+                        hidden_BTD, input_ids, codes, code_targets, labels, scheduled_sampling
+                    )
+            inputs_embeds = self.embed(input_ids, seen_PK, image_lengths)
+        outputs = run(inputs_embeds)
         hidden_BTD, logits_BTV, parts = outputs.last_hidden_state, None, None
         if labels is None or max_logits_bytes is None:
             logits_BTV = self.text_logits(slice_logits_to_keep(hidden_BTD, logits_to_keep))
@@ -436,6 +449,25 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
 
         found = super()._get_logits_processor(generation_config, **kwargs)
         return TextProcessors(found, generation_config, self.config)
+
+    def _replace_codes(
+        self,
+        hidden_BTD: Tensor,
+        input_ids_BT: Tensor,
+        codes_PK: Tensor,
+        is_learned_P: Tensor | None,
+        labels_BT: Tensor,
+        share: float,
+    ) -> Tensor:
+        """The codes (P, K) with a share of those at learned positions replaced by the most probable ones."""
+        indices_P = image_indices(input_ids_BT == self.config.image_token_id, codes_PK.shape[0])
+        if is_learned_P is None:
+            is_learned_P = labels_BT.flatten()[indices_P] == self.config.image_token_id
+        (chosen_M,) = (is_learned_P & (torch.rand(len(codes_PK), device=codes_PK.device) < share)).nonzero(
+            as_tuple=True
+        )
+        hidden_MD = hidden_BTD.flatten(0, 1)[indices_P[chosen_M] - 1]
+        return codes_PK.index_copy(0, chosen_M, self.code_head(hidden_MD, codes_PK[chosen_M]).argmax(dim=-1))
 
     def _select_codes(
         self,

@@ -440,6 +440,9 @@ class MLLMRecipe:
     changes the time. None: processes times `trainer.gradient_accumulation_steps`."""
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     compile_backbone: bool = False  # compile the backbone (a minute at the start, a quarter faster afterwards on a CPU)
+    scheduled_sampling: Share = 0.0
+    """Share of learned image positions that the model sees as it predicts them itself (MLLM's `forward`); a third more
+    time."""
     max_logits_mib: PositiveInt | None = None
     """Compute the loss in slices whose float32 logits take at most this many MiB, again in the backward pass."""
     ema_decay: Share = 0.0  # of the average of the weights that becomes the finished model; 0 uses the last weights

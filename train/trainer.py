@@ -210,7 +210,8 @@ class MLLMTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        output = model(**inputs, **self.options, num_items=num_items_in_batch)
+        sampling = {"scheduled_sampling": self.recipe.scheduled_sampling}
+        output = model(**inputs, **self.options, **sampling, num_items=num_items_in_batch)
         self.metrics.add(output.loss_parts, inputs)
         # Trainer averages gradients over ranks; the count above is already over all of them.
         loss = output.loss * (self.accelerator.num_processes if num_items_in_batch is not None else 1)

@@ -99,6 +99,23 @@ def test_packed_gradients_equal_those_of_separate_samples(model: MLLMForConditio
             torch.testing.assert_close(value.grad, separate[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_scheduled_sampling_shows_the_model_what_it_predicts_and_learns_what_is_right(
+    model: MLLMForConditionalGeneration,
+) -> None:
+    batch = pack(SAMPLES, length=61, pad_token_id=0)
+    ids_BT, codes_PK, lengths_I = (batch[name] for name in ("input_ids", "codes", "image_lengths"))
+    hidden_TD = model(**{name: value for name, value in batch.items() if name != "labels"}).hidden.flatten(0, 1)
+    (indices_P,) = (ids_BT.flatten() == IDS["image_token_id"]).nonzero(as_tuple=True)
+    predicted_PK = model.code_head(hidden_TD[indices_P - 1], codes_PK).argmax(dim=-1)
+    seen_PK = torch.where(batch["code_targets"][:, None], predicted_PK, codes_PK)
+    assert (seen_PK != codes_PK).any()
+    expected = model(**batch, inputs_embeds=model.embed(ids_BT, seen_PK, lengths_I)).loss
+    torch.testing.assert_close(model(**batch, scheduled_sampling=1.0).loss, expected)
+    torch.manual_seed(0)
+    some = model(**batch, scheduled_sampling=0.5).loss
+    assert not some.isclose(expected) and not some.isclose(model(**batch).loss)
+
+
 def test_no_gradient_where_nothing_is_learned(model: MLLMForConditionalGeneration) -> None:
     """The second sample of a packed row, without labels, and the padding get exactly zero."""
     samples = [SAMPLES[1], learned_sample(seed=5, plan=["text", "image", "text"])]
@@ -140,7 +157,10 @@ def test_packed_samples_equal_each_alone_and_see_nothing_of_each_other_in_every_
         packed_TD = model(**inputs).hidden[0]
         begin = 0
         for index, sample in enumerate(samples):
-            alone = {"codes": torch.from_numpy(sample.codes_PK), "image_lengths": torch.from_numpy(sample.image_lengths_I)}
+            alone = {
+                "codes": torch.from_numpy(sample.codes_PK),
+                "image_lengths": torch.from_numpy(sample.image_lengths_I),
+            }
             expected_TD = model(torch.from_numpy(sample.token_ids_T)[None], **alone).hidden[0]
             span = slice(begin, begin + len(sample))
             torch.testing.assert_close(packed_TD[span], expected_TD, atol=2e-5, rtol=1e-4)
