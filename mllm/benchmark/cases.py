@@ -46,7 +46,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
-from mllm.sequence import IGNORED, TokenSequence, pack
+from mllm.sequence import IGNORED, TokenSequence, pack, plain_sequence
 from tokenizer.config import UniTokConfig
 from tokenizer.layers import FoldedUpsample, Upsample
 from tokenizer.number_format import fast_dtype
@@ -120,7 +120,7 @@ def build_random_model(
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     ids_T = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
-    return sequence_of(ids_T, np.full_like(ids_T, IGNORED), np.zeros((0, 1), dtype=np.int64))
+    return plain_sequence(ids_T, num_codebooks=1)
 
 
 def random_sample(size: ModelSize, config: MLLMConfig, *, seed: int) -> TokenSequence:
@@ -128,15 +128,9 @@ def random_sample(size: ModelSize, config: MLLMConfig, *, seed: int) -> TokenSeq
     num_positions = size.side**2
     image = [config.begin_image_id, *[config.image_token_id] * num_positions, config.end_image_id]
     ids_T = np.concatenate([random_prompt(size.prompt, seed=seed).token_ids_T, image])
+    labels_T = np.where(ids_T == config.end_image_id, ids_T, IGNORED)
     codes_PK = np.random.default_rng(seed).integers(0, size.codebook_size, (num_positions, size.codebooks))
-    return sequence_of(ids_T, np.where(ids_T == config.end_image_id, ids_T, IGNORED), codes_PK)
-
-
-def sequence_of(ids_T: np.ndarray, labels_T: np.ndarray, codes_PK: np.ndarray) -> TokenSequence:
-    """A sequence with one image that is learned, or with none."""
-    num = len(codes_PK)
-    image = {"image_lengths_I": np.full(min(1, num), num), "code_targets_P": np.ones(num, dtype=bool)}
-    return TokenSequence(token_ids_T=ids_T, labels_T=labels_T, codes_PK=codes_PK, **image)
+    return plain_sequence(ids_T, labels=labels_T, images=[codes_PK], learned=True, num_codebooks=size.codebooks)
 
 
 def num_parameters(*modules: nn.Module) -> int:
@@ -479,7 +473,7 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
     ]
     with torch.device("meta"):
         llama = LlamaForCausalLM(model.config.text_config)
-    llama.model, llama.lm_head = UpstreamDrawing(model).llm, model.lm_head
+    llama.model, llama.lm_head = model.backbone, model.lm_head
     llama.generation_config.eos_token_id = None
     ids_BT = torch.tensor(np.stack([prompt.token_ids_T for prompt in prompts]), device=settings.device)
 
