@@ -37,7 +37,8 @@ from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from mllm.quantization import GROUP, MOST_PACKED_ROWS, Int4Linear, Int8Linear
 from mllm.sampling import SamplingConfig
-from tests.mllm.engine_helpers import build_model, text_prompt
+from mllm.sequence import plain_sequence
+from tests.mllm.engine_helpers import build_model
 from tests.mllm.golden_mllm import LLAMA_2_7B, write_released
 from tests.mllm.tiny_folder import build_tiny_folder, write_text_tokenizer
 from tests.train.launching import same, weights
@@ -245,7 +246,7 @@ def build_case(number: int) -> MLLMForConditionalGeneration:
 
 def greedy_codes(model: MLLMForConditionalGeneration) -> np.ndarray:
     """Codes of an image drawn from a few tokens, guided."""
-    prompt, other = (text_prompt(ids, num_codebooks=model.config.num_codebooks) for ids in ([1, 20, 31, 12], [1, 9]))
+    prompt, other = (plain_sequence(ids, num_codebooks=model.config.num_codebooks) for ids in ([1, 20, 31, 12], [1, 9]))
     image = SamplingConfig(greedy=True, guidance=3.0)
     request = GenerationRequest(prompt=prompt, unconditional=other, mode="image", image=image)
     return Engine(model).generate([request])[0].images[0].codes_KN

@@ -15,7 +15,8 @@ from mllm.engine.loop import Engine
 from mllm.engine.request import GenerationRequest
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig
-from tests.mllm.engine_helpers import outcome, text_prompt
+from mllm.sequence import plain_sequence
+from tests.mllm.engine_helpers import outcome
 from tests.mllm.golden_mllm import IMAGE_MARK, expand_images, golden_outputs, golden_weights
 
 NUM_POSITIONS = 10
@@ -107,7 +108,7 @@ def test_greedy_drawing_equals_the_released_system(
 ) -> None:
     rows = prompts_of(case, expected)
     assert all(row[-1] == 3 for row in rows), "begin-of-image, which the decoding loop places"
-    prompts = [text_prompt(row[:-1], num_codebooks=8) for row in rows]
+    prompts = [plain_sequence(row[:-1], num_codebooks=8) for row in rows]
     image = SamplingConfig(greedy=True, guidance=guidance)
     requests = [
         GenerationRequest(prompt=prompt, unconditional=other, mode="image", image=image, window=1)
