@@ -385,7 +385,7 @@ BETWEEN = 2
 """Turns of the engine between two requests that arrive, as long as it has any to answer."""
 
 
-def request_cases(settings: Settings) -> Iterator[Case]:
+def requests_cases(settings: Settings) -> Iterator[Case]:
     """Requests of all kinds, in turns, that arrive over time, beside the same ones each after the other."""
     number = settings.requests
     with drawn_images(settings) as paths:
@@ -762,16 +762,7 @@ def start_cases(settings: Settings) -> Iterator[Case]:
             yield Case(name=name, variants=settings.both("start", words=words) | others, gate="before", warm_ups=1)
 
 
+TIMED = (draw_cases, edit_cases, ask_cases, requests_cases, head_cases, tokenizer_cases, product_cases, prefill_cases)
 CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {
-    "draw": draw_cases,
-    "edit": edit_cases,
-    "ask": ask_cases,
-    "requests": request_cases,
-    "head": head_cases,
-    "tokenizer": tokenizer_cases,
-    "product": product_cases,
-    "prefill": prefill_cases,
-    "step": step_cases,
-    "load": load_cases,
-    "start": start_cases,
+    function.__name__.removesuffix("_cases"): function for function in (*TIMED, step_cases, load_cases, start_cases)
 }
