@@ -10,10 +10,8 @@ import random
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
-from functools import reduce
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from mllm.cli.main import main
 from mllm.evaluation.protocol import BENCHMARKS
 from mllm.pipeline import Pipeline
 from tests.train.data.test_raw_files import PAGE, samples_of, write_sample
-from train.recipe import MLLMRecipe, TokenizerRecipe
+from train.recipe import RECIPES, read_yaml
 
 WEIRD: tuple[Any, ...] = (None, 5, -1, 1.5, True, "", " ", "x", [], {}, [None], [[]], {"a": None}, "\ud83d", "a" * 9000)
 """Values that a field may hold by mistake."""
@@ -186,38 +184,17 @@ def test_prepare(door: Door, model: str) -> None:
 # ---- recipes ----
 
 
-def wrong_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each field with a value of the wrong type or size."""
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        hint, name = hints[field.name], f"{prefix}{field.name}"
-        if is_dataclass(hint) and isinstance(hint, type):
-            yield from ((name, value) for value in (None, 5, "x", [1]))
-            yield from wrong_fields(hint, f"{name}.")
-        elif any(word in str(hint) for word in ("Int", "Float", "Interval", "int", "float", "bool")):
-            if "dict" not in str(hint):
-                yield from ((name, value) for value in ("many", {"a": 1}, [[1]]))
-            if "Int" in str(hint) or "Float" in str(hint) or "Interval" in str(hint):
-                yield name, -3
-
-
 @pytest.mark.slow
 def test_recipes(door: Door, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes of the toolkit with a wrong value, wrong files and wrong overrides."""
     monkeypatch.setattr("train.trainer.train_mllm", lambda recipe: None)
     monkeypatch.setattr("train.tokenizer_trainer.TokenizerTrainer", lambda recipe: type("T", (), {"train": print}))
-    model_files = {"image_tokenizer": f"{model}/image_tokenizer", "text_tokenizer": model}
-    good = {
-        MLLMRecipe: {"kind": "mllm", "output": "out/run", **model_files},
-        TokenizerRecipe: {"kind": "image_tokenizer", "output": "out/run", "architecture": {"image_size": 48}},
-    }
-    path = Path("out/recipe.yaml")
-    for kind, values in good.items():
-        for name, value in random.Random(0).sample(list(wrong_fields(kind)), 60):
-            changed: dict[str, Any] = json.loads(json.dumps(values))
-            *sections, last = name.split(".")
-            reduce(lambda inside, section: inside.setdefault(section, {}), sections, changed)[last] = value
-            path.write_text(json.dumps(changed))
-            door.run(["train", str(path)], f"{name}={value!r}")
+    path, rng = Path("out/recipe.yaml"), random.Random(0)
+    for name, files in (("tiny", {"image_tokenizer": model, "text_tokenizer": model}), ("tiny_tokenizer", {})):
+        values = {**read_yaml(RECIPES / f"{name}.yaml"), **files}
+        for _ in range(100):
+            path.write_text(json.dumps(mutated(values, rng)))
+            door.run(["train", str(path), "--output", "out/run"], path.read_text(), may_be_right=True)
         for content in (*BYTES, b"kind: mllm\nkind: mllm\n", b"kind: x\noutput: y\n", b"- a", b"a: [", b"? [a]\n: b"):
             path.write_bytes(content)
             door.run(["train", str(path)], repr(content[:40]))
