@@ -109,13 +109,8 @@ def build_random_model(
         embedder_width=size.embedder_width or size.width, embedder_heads=size.embedder_heads or size.heads,
     )  # fmt: skip
     torch.manual_seed(SEED)
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # the large ones have no room in float32
-    try:
-        with device:
-            return MLLMForConditionalGeneration(config).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(usual)
+    with device:  # in its dtype at once: the large ones have no room in float32
+        return MLLMForConditionalGeneration._from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:

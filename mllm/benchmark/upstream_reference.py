@@ -13,10 +13,12 @@ C codes per codebook, E width of an entry, D width of the language model, S posi
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -70,7 +72,10 @@ class UpstreamDrawing:
         """
         num_images = len(prompts)
         rows = [*prompts, *unconditional] if settings.guidance > 1 else prompts
-        ids_RT, mask_RT = pad_left(rows, self.config.pad_token_id, device=self.codebooks.device)
+        rows_T = [torch.tensor(row, device=self.codebooks.device) for row in rows]
+        pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids_RT = pad_left(rows_T, padding_value=self.config.pad_token_id)
+        mask_RT = pad_left(list(map(torch.ones_like, rows_T)))
         cache = DynamicCache()
         embeddings_RTD = self.llm.embed_tokens(ids_RT)
         positions_RT = (mask_RT.cumsum(-1) - 1).masked_fill(mask_RT == 0, 1)
@@ -146,14 +151,6 @@ def head_as_llama(model: MLLMForConditionalGeneration) -> LlamaModel:
     llama.load_state_dict(state, assign=True)
     llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(model.device)
     return llama.eval()
-
-
-def pad_left(rows: list[list[int]], pad_id: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (R, T) of rows that end together."""
-    longest = max(map(len, rows))
-    ids = [[pad_id] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def choose_code(logits_NC: Tensor, settings: SamplingConfig, noise_NC: Tensor | None) -> Tensor:
