@@ -16,8 +16,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from PIL import Image
-
 from demo.answer import FAILED, Entry, Settings, as_sentence, settings_of, stream_answer
 from demo.page import ASSETS, STYLE_SHEET, Welcome, build_page, example, theme
 from mllm.checkpoint import BUNDLED_MODELS, installed_models
@@ -27,8 +25,6 @@ from tokenizer.images import read_image
 
 logger = logging.getLogger(__name__)
 
-TITLE = "mllm"
-SUBTITLE = "One model that draws, answers and edits"
 FIRST, SECOND = str(ASSETS / "circle-and-square.png"), str(ASSETS / "star-heart-triangle.png")
 HONEYBEE, ASTRONAUT, VEIL = (str(ASSETS / f"{name}.png") for name in ("honeybee", "astronaut", "veil"))
 SHAPES = Welcome(
@@ -129,26 +125,16 @@ def build_demo(models: Models) -> Any:
         settings = Settings(seed=seed, guidance=guidance, temperature=temperature, top_k=top_k)
         yield from stream_answer(lambda: models[name], history, settings, folder=folder)
 
-    functions = {name: in_words(function) for name, function in api_of(models[models.first]).items()}
     return build_page(
         answer,
-        title=TITLE,
-        subtitle=SUBTITLE,
         models={name: bundled.get(name, Welcome("", SHAPES.examples)) for name in models.names},
         settings_of=in_words(lambda name: settings_of(models[name])),
-        functions=functions,
+        functions={name: in_words(function) for name, function in api_of(models[models.first]).items()},
     )
 
 
 def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:
-    def draw(text: str, seed: int | None) -> Image.Image:
-        return pipeline.draw(text, seed=seed)[0]
-
-    def ask(image: str, text: str) -> str:
-        return pipeline.ask(read_image(image, name="the image"), text)
-
-    def edit(image: str, text: str, seed: int | None) -> Image.Image:
-        return pipeline.edit(read_image(image, name="the image"), text, seed=seed)
+    read = partial(read_image, name="the image")
 
     def chat(messages: list[dict[str, Any]], seed: int | None) -> list[dict[str, str]]:
         """Hugging Face chat dicts, their images as `data:` URLs; the answer is a list of such items."""
@@ -170,7 +156,12 @@ def api_of(pipeline: Pipeline) -> dict[str, Callable[..., Any]]:
                 reply.append({"type": "image", "url": f"data:image/png;base64,{data}"})
         return reply
 
-    return {"draw": draw, "ask": ask, "edit": edit, "chat": chat}
+    return {
+        "draw": lambda text, seed: pipeline.draw(text, seed=seed)[0],
+        "ask": lambda image, text: pipeline.ask(read(image), text),
+        "edit": lambda image, text, seed: pipeline.edit(read(image), text, seed=seed),
+        "chat": chat,
+    }
 
 
 def in_words(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from gradio.components.chatbot import ExampleMessage
 
 from demo.answer import Entry, Settings, stopped, user_entry
 
+TITLE, SUBTITLE = "mllm", "One model that draws, answers and edits"
 ASSETS = Path(__file__).parent / "assets"
 STYLE_SHEET = ASSETS / "style.css"
 FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -61,20 +62,15 @@ def theme() -> gr.themes.Base:
 def build_page(
     answer: Answer,
     *,
-    title: str,
-    subtitle: str,
     models: Mapping[str, Welcome],
     settings_of: Callable[[str], Settings],
     functions: Mapping[str, Callable[..., Any]],
 ) -> gr.Blocks:
-    """
-    Args:
-        models: the models to choose among, by name; the page begins with the first.
-    """
+    """`models`: those to choose among, by name; the page begins with the first."""
     first, *others = models
     defaults = settings_of(first)
-    with gr.Blocks(analytics_enabled=False, title=title, fill_height=True) as page:
-        gr.HTML(f"<header><h1>{title}</h1><p>{subtitle}</p></header>", elem_id="masthead")
+    with gr.Blocks(analytics_enabled=False, title=TITLE, fill_height=True) as page:
+        gr.HTML(f"<header><h1>{TITLE}</h1><p>{SUBTITLE}</p></header>", elem_id="masthead")
         chatbot = gr.Chatbot(
             elem_id="chat",
             show_label=False,

@@ -174,11 +174,9 @@ def generate_text(model: MLLMForConditionalGeneration, input_ids: Tensor, option
         raise ValueError("prefill_chunk_size must be None with images in the prompt, got a number; leave it out")
     described_ids, cache = input_ids, options.get("past_key_values")
     if cache is None or not cache.get_seq_length():
-        check_codes(input_ids, options.get("codes"), options.get("image_lengths"), config)
-        has_images = options.get("codes") is not None
-        prompts = list(read_prompts(input_ids, options["attention_mask"], options, config)) if has_images else []
+        prompts = list(read_prompts(input_ids, options["attention_mask"], options, config))
         found = describe(model, prompts, options.get("synced_gpus"))
-        if config.begin_plan_id is not None and has_images:
+        if config.begin_plan_id is not None and options.get("codes") is not None:
             prompts = [insert(prompt, words, config) for prompt, words in zip(prompts, found, strict=True)]
             options |= collate(prompts, config).to(input_ids.device)
             described_ids = options.pop("input_ids")

@@ -52,9 +52,8 @@ def folder(tmp_path: Path, random_model_folder: Path, monkeypatch: pytest.Monkey
 def run(random_model_folder: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
 
     def run(*words: str) -> tuple[int, str, str]:
-        with_model = (
-            words[0] not in ("train", "benchmark", "convert", "merge", "no-such-verb") and "--model" not in words
-        )
+        without = {"train", "benchmark", "convert", "merge", "no-such-verb", "score", "report", "--model"}
+        with_model = not without & set(words)
         code = main([*words, *(("--model", str(random_model_folder)) if with_model else ())])
         printed = capfd.readouterr()
         return code, printed.out, printed.err

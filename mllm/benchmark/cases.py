@@ -46,7 +46,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.quantization import Int4Linear, Int8Linear, quantize_linears
 from mllm.sampling import SamplingConfig, choose, gumbel, stack_settings
-from mllm.sequence import IGNORED, TokenSequence, pack
+from mllm.sequence import IGNORED, TokenSequence, pack, plain_sequence
 from tokenizer.config import UniTokConfig
 from tokenizer.layers import FoldedUpsample, Upsample
 from tokenizer.number_format import fast_dtype
@@ -109,18 +109,13 @@ def build_random_model(
         embedder_width=size.embedder_width or size.width, embedder_heads=size.embedder_heads or size.heads,
     )  # fmt: skip
     torch.manual_seed(SEED)
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # the large ones have no room in float32
-    try:
-        with device:
-            return MLLMForConditionalGeneration(config).eval().requires_grad_(False)
-    finally:
-        torch.set_default_dtype(usual)
+    with device:  # in its dtype at once: the large ones have no room in float32
+        return MLLMForConditionalGeneration._from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
 def random_prompt(num_tokens: int, *, seed: int) -> TokenSequence:
     ids_T = np.random.default_rng(seed).integers(FIRST_TEXT_ID, VOCABULARY, num_tokens)
-    return sequence_of(ids_T, np.full_like(ids_T, IGNORED), np.zeros((0, 1), dtype=np.int64))
+    return plain_sequence(ids_T, num_codebooks=1)
 
 
 def random_sample(size: ModelSize, config: MLLMConfig, *, seed: int) -> TokenSequence:
@@ -128,15 +123,9 @@ def random_sample(size: ModelSize, config: MLLMConfig, *, seed: int) -> TokenSeq
     num_positions = size.side**2
     image = [config.begin_image_id, *[config.image_token_id] * num_positions, config.end_image_id]
     ids_T = np.concatenate([random_prompt(size.prompt, seed=seed).token_ids_T, image])
+    labels_T = np.where(ids_T == config.end_image_id, ids_T, IGNORED)
     codes_PK = np.random.default_rng(seed).integers(0, size.codebook_size, (num_positions, size.codebooks))
-    return sequence_of(ids_T, np.where(ids_T == config.end_image_id, ids_T, IGNORED), codes_PK)
-
-
-def sequence_of(ids_T: np.ndarray, labels_T: np.ndarray, codes_PK: np.ndarray) -> TokenSequence:
-    """A sequence with one image that is learned, or with none."""
-    num = len(codes_PK)
-    image = {"image_lengths_I": np.full(min(1, num), num), "code_targets_P": np.ones(num, dtype=bool)}
-    return TokenSequence(token_ids_T=ids_T, labels_T=labels_T, codes_PK=codes_PK, **image)
+    return plain_sequence(ids_T, labels=labels_T, images=[codes_PK], learned=True, num_codebooks=size.codebooks)
 
 
 def num_parameters(*modules: nn.Module) -> int:
@@ -391,7 +380,7 @@ BETWEEN = 2
 """Turns of the engine between two requests that arrive, as long as it has any to answer."""
 
 
-def request_cases(settings: Settings) -> Iterator[Case]:
+def requests_cases(settings: Settings) -> Iterator[Case]:
     """Requests of all kinds, in turns, that arrive over time, beside the same ones each after the other."""
     number = settings.requests
     with drawn_images(settings) as paths:
@@ -479,7 +468,7 @@ def text_case(settings: Settings, name: str, batch: int) -> Case:
     ]
     with torch.device("meta"):
         llama = LlamaForCausalLM(model.config.text_config)
-    llama.model, llama.lm_head = UpstreamDrawing(model).llm, model.lm_head
+    llama.model, llama.lm_head = model.backbone, model.lm_head
     llama.generation_config.eos_token_id = None
     ids_BT = torch.tensor(np.stack([prompt.token_ids_T for prompt in prompts]), device=settings.device)
 
@@ -768,16 +757,7 @@ def start_cases(settings: Settings) -> Iterator[Case]:
             yield Case(name=name, variants=settings.both("start", words=words) | others, gate="before", warm_ups=1)
 
 
+TIMED = (draw_cases, edit_cases, ask_cases, requests_cases, head_cases, tokenizer_cases, product_cases, prefill_cases)
 CASES: dict[str, Callable[[Settings], Iterator[Case]]] = {
-    "draw": draw_cases,
-    "edit": edit_cases,
-    "ask": ask_cases,
-    "requests": request_cases,
-    "head": head_cases,
-    "tokenizer": tokenizer_cases,
-    "product": product_cases,
-    "prefill": prefill_cases,
-    "step": step_cases,
-    "load": load_cases,
-    "start": start_cases,
+    function.__name__.removesuffix("_cases"): function for function in (*TIMED, step_cases, load_cases, start_cases)
 }

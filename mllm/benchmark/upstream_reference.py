@@ -1,27 +1,27 @@
 """The upstream system, step by step and without any of our shortcuts: what benchmarks compare with, and tests equal.
 
 In: our model or image tokenizer, whose weights are shared, and prompts, pixels or codes. Out: codes and pixels. The
-language model and the depth head are transformers' own Llama; the rest is written out as the upstream scripts do it:
-a dynamic cache for the backbone, both prompts of a guided image in one left-padded batch, a head that runs over its
-growing prefix and computes the logits of all of it, guidance on logits, sorting for top-p, codebooks normalised at
-every call, images decoded one by one with a doubled image in front of each upsampling convolution.
+language model and the depth head are transformers' own Llama, and codes are embedded by our layer as in training; the
+rest is written out as the upstream scripts do it: a dynamic cache for the backbone, both prompts of a guided image in
+one left-padded batch, a head that runs over its growing prefix and computes the logits of all of it, guidance on
+logits, sorting for top-p, images decoded one by one with a doubled image in front of each upsampling convolution.
 Nothing here is fast or slow on purpose, and nothing of the toolkit's own decoding is used.
 
 Letters: N images, R rows (N, then N unconditional ones if guided), T prompt positions, P image positions, K codebooks,
-C codes, E width of an entry, Z = K * E, D width of the language model, S positions of the depth sequence so far.
+C codes per codebook, E width of an entry, D width of the language model, S positions of the depth sequence so far.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from mllm.checkpoint import RELEASED
-from mllm.config import MLLMConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.sampling import SamplingConfig, gumbel
 from tokenizer.layers import Upsample
@@ -43,14 +43,11 @@ class UpstreamDrawing:
     """
 
     def __init__(self, model: MLLMForConditionalGeneration, *, cached_head: bool = False) -> None:
-        config = model.config
+        config, head = model.config, model.code_head
         self.config, self.cached_head = config, cached_head
-        state = RELEASED.to_theirs(model.state_dict(), codebook_size=config.codebook_size)
-        self.llm = load_llama(config.text_config, part_of(state, "model.", but_not="multi_embedder."))
-        self.head = load_llama(head_config(config), part_of(state, "ar_head.", but_not=("codebooks.", "linear_head.")))
-        self.head_codebooks = [state[f"ar_head.codebooks.{k}.weight"] for k in range(config.num_codebooks - 1)]
-        self.linear_weight, self.linear_bias = state["ar_head.linear_head.weight"], state["ar_head.linear_head.bias"]
-        self.embedder = part_of(state, "model.multi_embedder.")
+        self.llm, self.embedding = model.backbone, model.code_embedding
+        self.head, self.linear_head = head_as_llama(model), head.linear_head
+        self.codebooks = head.codebooks.weight.unflatten(0, (-1, config.codebook_size))  # of all codebooks but the last
 
     @torch.inference_mode()
     def draw(
@@ -75,7 +72,10 @@ class UpstreamDrawing:
         """
         num_images = len(prompts)
         rows = [*prompts, *unconditional] if settings.guidance > 1 else prompts
-        ids_RT, mask_RT = pad_left(rows, self.config.pad_token_id, device=self.linear_weight.device)
+        rows_T = [torch.tensor(row, device=self.codebooks.device) for row in rows]
+        pad_left = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids_RT = pad_left(rows_T, padding_value=self.config.pad_token_id)
+        mask_RT = pad_left(list(map(torch.ones_like, rows_T)))
         cache = DynamicCache()
         embeddings_RTD = self.llm.embed_tokens(ids_RT)
         positions_RT = (mask_RT.cumsum(-1) - 1).masked_fill(mask_RT == 0, 1)
@@ -99,8 +99,8 @@ class UpstreamDrawing:
 
     def noise(self, seeds: list[int], position: int) -> Tensor:
         """Gumbel noise (N, K, C) of the codes of one position."""
-        seeds_N1 = torch.tensor(seeds, device=self.linear_bias.device)[:, None]
-        codebooks_K = torch.arange(self.config.num_codebooks, device=self.linear_bias.device)
+        seeds_N1 = torch.tensor(seeds, device=self.codebooks.device)[:, None]
+        codebooks_K = torch.arange(self.config.num_codebooks, device=self.codebooks.device)
         position_N1 = torch.full_like(seeds_N1, position)
         return gumbel(seeds_N1, position_N1, codebooks_K, num_choices=self.config.codebook_size)
 
@@ -118,82 +118,39 @@ class UpstreamDrawing:
             cached = {"past_key_values": cache, "use_cache": True} if self.cached_head else {"use_cache": False}
             fed_RSD = inputs_RSD[:, -1:] if self.cached_head else inputs_RSD
             output_RSD = self.head(inputs_embeds=fed_RSD, **cached).last_hidden_state
-            logits_RC = F.linear(output_RSD, self.linear_weight, self.linear_bias)[:, -1]
+            logits_RC = self.linear_head(output_RSD)[:, -1]
             if settings.guidance > 1:
                 conditional_NC, unconditional_NC = logits_RC[:num_images], logits_RC[num_images:]
                 logits_RC = unconditional_NC + (conditional_NC - unconditional_NC) * settings.guidance
             codes.append(choose(logits_RC, settings, None if noise_NKC is None else noise_NKC[:, k]))
             if k < self.config.num_codebooks - 1:
                 codes_R = torch.cat([codes[-1]] * (len(inputs_RSD) // num_images))
-                embedded_R1D = F.embedding(codes_R, self.head_codebooks[k])[:, None]
+                embedded_R1D = F.embedding(codes_R, self.codebooks[k])[:, None]
                 inputs_RSD = torch.cat([inputs_RSD, embedded_R1D], dim=1)
         return torch.stack(codes, dim=1)
 
     def embed_codes(self, codes_RPK: Tensor) -> Tensor:
-        """Vectors (R, P, D) of image positions that follow each other; upstream's `multi_embedder`."""
-        entries = []
-        for k in range(self.config.num_codebooks):
-            codebook_CE = F.normalize(self.embedder[f"quantizer.codebooks.{k}.codebook.weight"], dim=-1)
-            entries.append(F.embedding(codes_RPK[..., k], codebook_CE))
-        hidden = self.norm("mm_projector.0", self.project(torch.cat(entries, dim=-1)), eps=1e-6)
-        return self.linear("mm_projector.3", F.gelu(self.linear("mm_projector.1", hidden)))
-
-    def project(self, vectors_RPZ: Tensor) -> Tensor:
-        """The causal attention projection, then its gated MLP."""
-        name, weights = "attn_projection", self.embedder
-        bias = torch.cat([weights[f"{name}.attn.{part}"] for part in ("q_bias", "zero_k_bias", "v_bias")])
-        qkv = F.linear(self.norm(f"{name}.norm1", vectors_RPZ), weights[f"{name}.attn.qkv.weight"], bias)
-        query, key, value = (
-            part.unflatten(-1, (self.config.embedder_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
-        hidden = self.linear(f"{name}.proj", self.norm(f"{name}.norm3", vectors_RPZ))
-        hidden = hidden + self.linear(f"{name}.attn.proj", attended)
-        inner = self.norm(f"{name}.mlp.norm", self.norm(f"{name}.norm2", hidden), eps=1e-6)
-        gate = F.gelu(self.linear(f"{name}.mlp.w0", inner), approximate="tanh")
-        return hidden + self.linear(f"{name}.mlp.w2", gate * self.linear(f"{name}.mlp.w1", inner))
-
-    def norm(self, name: str, hidden: Tensor, *, eps: float = 1e-5) -> Tensor:
-        return F.layer_norm(
-            hidden, hidden.shape[-1:], self.embedder[f"{name}.weight"], self.embedder[f"{name}.bias"], eps
-        )
-
-    def linear(self, name: str, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.embedder[f"{name}.weight"], self.embedder[f"{name}.bias"])
+        """Vectors (R, P, D) of image positions that follow each other."""
+        lengths_R = torch.full((len(codes_RPK),), codes_RPK.shape[1])
+        return self.embedding.embed_images(codes_RPK.flatten(0, 1), lengths_R).unflatten(0, codes_RPK.shape[:2])
 
 
-def part_of(state: dict[str, Tensor], prefix: str, *, but_not: str | tuple[str, ...] = ()) -> dict[str, Tensor]:
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value for key, value in inside.items() if not key.startswith(but_not)}
-
-
-def head_config(config: MLLMConfig) -> LlamaConfig:
-    """The depth head as a Llama of its own: the backbone's sizes, few layers, no vocabulary."""
+def head_as_llama(model: MLLMForConditionalGeneration) -> LlamaModel:
+    """The depth head as a Llama of transformers: the backbone's sizes, few layers, no vocabulary; its parameters are
+    the head's themselves, not copies."""
+    config, weights = model.config, model.code_head.state_dict()
     fields = config.text_config.to_dict() | {"num_hidden_layers": config.head_layers, "vocab_size": 1}
     fields |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     fields["intermediate_size"] = config.head_intermediate_size or fields["intermediate_size"]
     if heads := config.head_num_heads:
         fields |= {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": config.hidden_size // heads}
-    return LlamaConfig(**fields)
-
-
-def load_llama(config: LlamaConfig, state: dict[str, Tensor]) -> LlamaModel:
-    """A transformers Llama whose parameters are these tensors themselves, not copies."""
     with torch.device("meta"):
-        llama = LlamaModel(config)
-    like = state["norm.weight"]
-    state.setdefault("embed_tokens.weight", like.new_zeros(config.vocab_size, config.hidden_size))
+        llama = LlamaModel(LlamaConfig(**fields))
+    state = {name: value for name, value in weights.items() if name.startswith(("layers.", "norm."))}
+    state["embed_tokens.weight"] = weights["norm.weight"].new_zeros(1, config.hidden_size)
     llama.load_state_dict(state, assign=True)
-    llama.rotary_emb = LlamaRotaryEmbedding(config).to(like.device)
+    llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(model.device)
     return llama.eval()
-
-
-def pad_left(rows: list[list[int]], pad_id: int, *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask (R, T) of rows that end together."""
-    longest = max(map(len, rows))
-    ids = [[pad_id] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def choose_code(logits_NC: Tensor, settings: SamplingConfig, noise_NC: Tensor | None) -> Tensor:

@@ -369,9 +369,9 @@ def end_progress_bars() -> None:
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line; of an unforeseen one, with its class and how to report it."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror.lower()}: {error.filename}"
     text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.strerror.lower()}: {error.filename}"
     if "Traceback (most recent call last)" in text:  # a worker's error, with its traceback as the message
         text = text.rstrip().splitlines()[-1].partition(": ")[2] or text
     text = " ".join(text.split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from mllm.config import MLLMConfig
 from mllm.engine.request import GenerationRequest, GenerationResult
 from mllm.model import MLLMForConditionalGeneration
-from mllm.sequence import IGNORED, TokenSequence
+from mllm.sequence import IGNORED, TokenSequence, plain_sequence
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, VOCABULARY = 3, 11, 61
 IDS = {"begin_image_id": 3, "end_image_id": 4, "image_token_id": 5}
@@ -47,24 +48,12 @@ def build_prompt(
         sizes = (GRID_IDS["first_row_size_id"] + positions // 3 - 1, GRID_IDS["first_column_size_id"] + 2)
         body = [*sizes, *([IDS["image_token_id"]] * 3 + [GRID_IDS["new_line_id"]]) * (positions // 3)]
     image = [IDS["begin_image_id"], *body, IDS["end_image_id"]]
-    ids = np.array([1, *text[: num_tokens // 2], *image * num_images, *text[num_tokens // 2 :]])
-    return TokenSequence(
-        token_ids_T=ids,
-        labels_T=np.full_like(ids, -100),
-        codes_PK=rng.integers(0, CODEBOOK_SIZE, (positions * num_images, NUM_CODEBOOKS)),
-        image_lengths_I=np.full(num_images, positions),
-        code_targets_P=np.zeros(positions * num_images, dtype=bool),
-    )
+    ids = [1, *text[: num_tokens // 2], *image * num_images, *text[num_tokens // 2 :]]
+    return plain_sequence(ids, images=random_images(num_images, positions, rng), num_codebooks=NUM_CODEBOOKS)
 
 
-def text_prompt(ids: list[int], *, num_codebooks: int) -> TokenSequence:
-    return TokenSequence(
-        token_ids_T=np.array(ids),
-        labels_T=np.full(len(ids), -100),
-        codes_PK=np.zeros((0, num_codebooks), dtype=np.int64),
-        image_lengths_I=np.zeros(0, dtype=np.int64),
-        code_targets_P=np.zeros(0, dtype=bool),
-    )
+def random_images(num_images: int, positions: int, rng: np.random.Generator) -> list[np.ndarray]:
+    return list(rng.integers(0, CODEBOOK_SIZE, (num_images, positions, NUM_CODEBOOKS)))
 
 
 def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> TokenSequence:
@@ -81,13 +70,9 @@ def learned_sample(*, seed: int, plan: list[str], positions: int = 9) -> TokenSe
             labels += [part[0] if is_learned else IGNORED, *[IGNORED] * (positions + 1)]
             targets += [is_learned] * positions
         ids += part
-    return TokenSequence(
-        token_ids_T=np.array(ids),
-        labels_T=np.array(labels),
-        codes_PK=rng.integers(0, CODEBOOK_SIZE, (len(targets), NUM_CODEBOOKS)),
-        image_lengths_I=np.full(len(targets) // positions, positions),
-        code_targets_P=np.array(targets, dtype=bool),
-    )
+    images = random_images(len(targets) // positions, positions, rng)
+    sequence = plain_sequence(ids, labels=labels, images=images, num_codebooks=NUM_CODEBOOKS)
+    return replace(sequence, code_targets_P=np.array(targets, dtype=bool))
 
 
 def ask(num_tokens: int = 7, *, seed: int = 0, num_images: int = 0, mode: str = "image", **fields: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,16 +68,12 @@ def write_released(
     (folder / "config.json").write_text(json.dumps({**LLAMA_2_7B, **fields}))
     stem = {"safetensors": "model", "bin": "pytorch_model"}[ending]
     save = save_file if ending == "safetensors" else torch.save
-    if num_shards == 1:
-        save(dict(state), folder / f"{stem}.{ending}")
-        return folder
-    names, size = list(state), math.ceil(len(state) / num_shards)
-    weight_map: dict[str, str] = {}
-    for number in range(num_shards):
-        part = names[number * size : (number + 1) * size]
-        file = f"{stem}-{number + 1:05}-of-{num_shards:05}.{ending}"
-        save({name: state[name] for name in part}, folder / file)
-        weight_map.update(dict.fromkeys(part, file))
-    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
-    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+    size = math.ceil(sum(tensor.nbytes for tensor in state.values()) / num_shards)
+    pattern = f"{stem}{{suffix}}.{ending}"
+    plan = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=size)
+    for file, names in plan.filename_to_tensors.items():
+        save({name: state[name] for name in names}, folder / file)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
     return folder

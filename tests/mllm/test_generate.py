@@ -26,7 +26,7 @@ from mllm.world.language import make_draw_request
 from mllm.world.render import render
 from mllm.world.scene import random_scene
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder, random_image, turn
+from tests.mllm.tiny_folder import build_tiny_folder, pixels, random_image, turn
 from tests.train.launching import command, run_program
 
 
@@ -38,10 +38,6 @@ def model(folder: Path) -> MLLMForConditionalGeneration:
 IMAGE = random_image()
 user = partial(turn, "user")
 QUESTION, DOUBLE = user(IMAGE, "What is it?"), user(IMAGE, "or", IMAGE)
-
-
-def pixels(images: list[Image.Image]) -> list[bytes]:
-    return [image.tobytes() for image in images]
 
 
 PROMPT = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
@@ -307,7 +303,7 @@ def test_automodel_and_pipeline_agree(bundled: tuple) -> None:
         codes = model.generate(
             **inputs_of(processor, *chats, generation_mode="image"), generation_mode="image", seed=seed
         )
-        return [image.tobytes() for image in processor.post_process_multimodal_output(codes, generation_mode="image")]
+        return pixels(processor.post_process_multimodal_output(codes, generation_mode="image"))
 
     texts = [make_draw_request(random_scene(rng), rng).text for _ in range(20)]
     expected = [ours.draw(text, seed=seed)[0].tobytes() for seed, text in enumerate(texts)]

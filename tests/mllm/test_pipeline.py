@@ -34,7 +34,7 @@ from mllm.sampling import SamplingConfig
 from mllm.vocabulary import decode_text
 from mllm.world.plan import ask_about
 from tests.mllm.engine_helpers import liking
-from tests.mllm.tiny_folder import build_tiny_folder, random_image
+from tests.mllm.tiny_folder import build_tiny_folder, pixels, random_image
 from tokenizer.images import read_image
 
 
@@ -61,10 +61,6 @@ def drawn(planner: Pipeline) -> Image.Image:
 @pytest.fixture
 def image() -> Image.Image:
     return random_image()
-
-
-def data(images: list[Image.Image]) -> list[bytes]:
-    return [image.tobytes() for image in images]
 
 
 def user(*parts: Image.Image | str) -> Message:
@@ -134,22 +130,22 @@ def test_a_chat_answers_in_text_and_images(pipeline: Pipeline, image: Image.Imag
         for _ in range(2):
             events = list(pipeline.chat(history, seed=5, max_new_tokens=20))
             message = events[-1].message
-            images = data([event.image for event in events if isinstance(event, ImageDone)])
+            images = pixels([event.image for event in events if isinstance(event, ImageDone)])
             codes = [part for part in message.parts if isinstance(part, CodesPart)]
-            assert images and data(pipeline.processor.decode_images(codes)) == images
+            assert images and pixels(pipeline.processor.decode_images(codes)) == images
             texts = [part.text for part in message.parts if isinstance(part, TextPart)]
             assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "".join(texts)
             again = pipeline.chat(history, seed=5, max_new_tokens=20)
-            assert data([event.image for event in again if isinstance(event, ImageDone)]) == images
+            assert pixels([event.image for event in again if isinstance(event, ImageDone)]) == images
             history += [message, user("And again.")]
 
 
 def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, image: Image.Image) -> None:
     dialogues = [[user("a red circle")], [user(image, "Make it green.")]]
     alone = [pipeline.draw("a red circle", seed=3)[0], pipeline.edit(image, "Make it green.", seed=4)]
-    assert data([parts[0] for parts in pipeline.answer(dialogues, "image", [3, 4])]) == data(alone)
+    assert pixels([parts[0] for parts in pipeline.answer(dialogues, "image", [3, 4])]) == pixels(alone)
     each = dict(pipeline.answer_each(iter(dialogues), "image", iter([3, 4]), at_once=1))
-    assert data([parts[0] for _, parts in sorted(each.items())]) == data(alone)
+    assert pixels([parts[0] for _, parts in sorted(each.items())]) == pixels(alone)
     words = ("What?", "How many stars?")
     answers = pipeline.answer([[user(image, question)] for question in words], "text", [1, 2])
     assert answers == [[pipeline.ask(image, question)] for question in words]
@@ -157,7 +153,7 @@ def test_many_dialogues_are_answered_together_as_alone(pipeline: Pipeline, image
 
 def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> None:
     """The error keeps the iterator alive, and a garbage collector may close it while another request is decoded."""
-    expected = data(pipeline.draw("a red circle", seed=1))
+    expected = pixels(pipeline.draw("a red circle", seed=1))
     dialogues, chat = [[user("a star")]] * 3, [{"role": "user", "content": "hello"}]
     streams = [pipeline.answer_each(dialogues, "image", [1, 2, 3], at_once=2), pipeline.chat(chat, seed=1)]
     for events in streams:
@@ -169,7 +165,7 @@ def test_a_consumer_that_raises_leaves_the_pipeline_free(pipeline: Pipeline) -> 
     del events
     gc.collect()
     pipeline.engine.is_turning = False
-    assert data(pipeline.draw("a red circle", seed=1)) == expected
+    assert pixels(pipeline.draw("a red circle", seed=1)) == expected
     assert not pipeline.engine.has_work and not pipeline.engine.inbox
 
 
@@ -222,7 +218,7 @@ def test_an_extended_image_keeps_its_codes(
 def test_upstream_s_prompts_are_for_one_kind_of_answer_each(tmp_path: Path, image: Image.Image) -> None:
     pipeline = Pipeline.load(build_tiny_folder(tmp_path, prompt_style="unitok", context=400), device="cpu")
     *_, drawn, _ = pipeline.chat([user("a red circle")], seed=1)
-    assert data([drawn.image]) == data(pipeline.draw("a red circle", seed=1))
+    assert pixels([drawn.image]) == pixels(pipeline.draw("a red circle", seed=1))
     text = "".join(event.text for event in pipeline.chat([user(image, "What?")]) if isinstance(event, TextDelta))
     assert text == pipeline.ask(image, "What?")
     with pytest.raises(ValueError):

@@ -27,6 +27,10 @@ def random_image(seed: int = 3, size: tuple[int, int] = (32, 32)) -> Image.Image
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
 
 
+def pixels(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
 def turn(role: str, *content: Image.Image | str) -> dict[str, Any]:
     """A message of a chat as transformers has it."""
     items = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
