@@ -147,9 +147,8 @@ class AdversarialRecipe:
 class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
-    urls: str | None = (
-        None  # data/{00000..00099}.tar, data/*.tar or folders, separated by `::`. None: the synthetic world
-    )
+    urls: str | None = None
+    """data/{00000..00099}.tar, data/*.tar or folders, separated by `::`. None: the synthetic world."""
     crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
     crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
     window: PositiveInt | None = None
