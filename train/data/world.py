@@ -40,25 +40,19 @@ from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask, check
 from train.recipe import WorldData
 
 RECORDS_PER_SHARD = 1024
-BATCH_SIZE = 128
-"""Rendered images that are encoded at once."""
+BATCH_SIZE = 128  # rendered images that are encoded at once
 
-ON_EITHER_SCENE = ("draw", "describe", "ask")
-"""Jobs that may be about the edited scene as well as about the first one."""
+ON_EITHER_SCENE = ("draw", "describe", "ask")  # jobs that may be about the edited scene as well as about the first one
 DENSE = ("depth", "segment", "interleaved", "multi_turn")
 """Jobs that may need the images that only some episodes have encoded."""
 DRAWN = ("draw", "interleaved", "multi_turn")
 """Jobs whose images are drawn from words: where some episodes are centred, exactly what their plans say."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in an image."""
-SPARE = 1.2
-"""Positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded."""
-NUM_FINGERPRINTED = 16
-"""Conversations that tell whether the grammar is still that of the codes."""
-MOST_IMAGES = 16
-"""At least as many as any record has."""
-MAX_TRIES = 1000
-"""Episodes looked at for one of few objects."""
+SPARE = 1.2  # positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded
+NUM_FINGERPRINTED = 16  # conversations that tell whether the grammar is still that of the codes
+MOST_IMAGES = 16  # at least as many as any record has
+MAX_TRIES = 1000  # episodes looked at for one of few objects
 
 
 # Rendering and encoding
