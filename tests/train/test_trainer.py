@@ -69,17 +69,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, opti
     assert losses(recipe.output) == whole
     assert same(weights(recipe.output / "final"), final)
     assert not (recipe.output / ".unfinished" / "checkpoint-4").exists()
-
-
-def test_a_finished_run_keeps_its_recipe(short: MLLMRecipe) -> None:
-    def prepared(step: int, **changes: object) -> MLLMRecipe:
-        (short.output / f"checkpoint-{step}").mkdir(parents=True)
-        recipe = dataclasses.replace(short, **changes)
-        prepare_output(recipe, training_arguments(recipe))
-        return recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output / "recipe.yaml"))
-
-    assert prepared(2, rows=3).rows == 3  # resumes
-    assert prepared(3, rows=5).rows == 3
+    prepare_output(changed(recipe, rows=5), training_arguments(recipe))  # a finished run keeps its recipe
+    assert recipes.resolve(MLLMRecipe, recipes.read_yaml(recipe.output / "recipe.yaml")) == recipe
 
 
 def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe: MLLMRecipe) -> None:
@@ -212,20 +203,13 @@ def test_what_needs_complete_weights_is_refused_with_zero_3(mllm_recipe: MLLMRec
         check_supported(dataclasses.replace(plain, optimizer=OptimizerRecipe(name="muon")), ZERO_2)
 
 
-def test_arguments_of_the_library(short: MLLMRecipe) -> None:
-    """Processes wait for the first one, which encodes, draws and answers; the library's limit is half an hour."""
-    assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
-    text = recipes.as_yaml(short).replace("\ntrainer:", "\ntrainer:\n  save_strategy: no")  # YAML reads false
-    (short.output.parent / "recipe.yaml").write_text(text)
-    again = recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output.parent / "recipe.yaml"))
-    assert training_arguments(again).save_strategy == "no"
-
-
-def test_a_run_too_short_for_its_learning_rate_to_fall_is_warned_of(
+def test_arguments_of_the_library_and_a_warning_where_the_learning_rate_cannot_fall(
     short: MLLMRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Processes wait for the first one, which encodes, draws and answers; the library's limit is half an hour."""
+    assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
+    assert training_arguments(changed(short, {"save_strategy": False})).save_strategy == "no"  # YAML reads false
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 100, "max_steps": 1000}
     for decay, warned in ((900, False), (4500, True)):
-        trainer = {**short.trainer, **schedule, "lr_scheduler_kwargs": {"num_decay_steps": decay}}
-        training_arguments(dataclasses.replace(short, trainer=trainer))
+        training_arguments(changed(short, {**schedule, "lr_scheduler_kwargs": {"num_decay_steps": decay}}))
         assert ("begins at 20 % of the learning rate" in caplog.text) == warned
