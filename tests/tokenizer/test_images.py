@@ -161,9 +161,3 @@ def test_pixels_are_rounded_clamped_and_never_nan() -> None:
     assert np.asarray(to_images(pixels_B3HW)[0])[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255, 128]
     image = noise(5, 4)  # levels and pixels are inverse
     assert np.array_equal(np.asarray(to_images(images.to_pixels(images.to_bytes(image)[None]))[0]), np.asarray(image))
-
-
-def test_class_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "names.json").write_text('{"cat": "a cat"}', encoding="utf-8-sig")
-    assert images.read_classes(tmp_path, tmp_path / "names.json") == {"cat": "a cat"}

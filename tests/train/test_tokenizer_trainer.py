@@ -64,12 +64,8 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     assert same(final, weights(tmp_path / "kept"))
     assert same(final, UniTok.from_pretrained(recipe.output / "checkpoint-8").state_dict())
     assert not same(final, weights(recipe.output / "checkpoint-8"))  # it is the average
-
-
-def test_a_finished_run_keeps_its_recipe(tmp_path: Path) -> None:
-    for learning_rate in (3e-3, 5e-3):
-        train(tmp_path / "run", steps=1, learning_rate=learning_rate)
-    assert recipes.resolve(TokenizerRecipe, recipes.read_yaml(tmp_path / "run" / "recipe.yaml")).learning_rate == 3e-3
+    TokenizerTrainer(dataclasses.replace(recipe, learning_rate=9.0)).train()  # a finished run keeps its recipe
+    assert recipes.read_yaml(recipe.output / "recipe.yaml")["learning_rate"] == recipe.learning_rate
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "discriminator"])
@@ -206,7 +202,7 @@ def write_classes(folder: Path, names: dict[str, str], counts: tuple[int, ...]) 
         (folder / "val" / name).mkdir(parents=True)
         for number in range(count):
             small_image(10 * label + number).save(folder / "val" / name / f"{number}.png")
-    (folder / "classes.json").write_text(json.dumps(names))
+    (folder / "classes.json").write_text(json.dumps(names), encoding="utf-8-sig")  # a byte order mark
 
 
 def test_zero_shot_accuracy_equals_a_loop_over_images(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def text_of(item: RawItem) -> str:
     return fields.get("text", fields.get("caption")).removesuffix("\n")
 
 
-def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
+def test_items_come_in_order_from_any_item_on(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(files) == len(FILES) + 4
     for name, path in files.items():
         items = list(read_items(path))
@@ -93,10 +93,7 @@ def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
         assert find_format(path) == ("captions" if "tar" in name or name in ("c.tgz", "folder") else "text")
         third = {"a.jsonl": "line 3", "a.json": "record 3", "a.parquet": "row 3", "a.tar": "./d/002", "folder": "2.png"}
         assert items[2].place == third.get(name, items[2].place)
-
-
-def test_records_of_an_array_may_lie_across_chunks(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (1, 2, 3, 17):
+    for size in (1, 2, 3, 17):  # records of an array may lie across chunks
         monkeypatch.setattr("train.data.raw_files.CHUNK", size)
         assert [item.value for item in read_items(files["a.json"])] == RECORDS
 
