@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mllm.model import MLLMForConditionalGeneration
-from tests.train.launching import ROOT, changed, launch, losses, same, weights, write_recipe
+from tests.train.launching import ROOT, changed, launch, losses, same, scaled_forward, weights, write_recipe
 from train import recipe as recipes
 from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
@@ -29,17 +29,7 @@ def short(mllm_recipe: MLLMRecipe) -> MLLMRecipe:
 def scale_loss(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Factors of the loss in these calls of the model (1, 2, ...); the test fills them in."""
     factors: dict[int, float] = {}
-    calls = 0
-    forward = MLLMForConditionalGeneration.forward
-
-    def counted(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
-        nonlocal calls
-        output = forward(self, *args, **kwargs)
-        calls += 1
-        output.loss = output.loss * factors.get(calls, 1.0)
-        return output
-
-    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", counted)
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", scaled_forward(factors))
     return factors
 
 

@@ -14,6 +14,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import load_text_tokenizer
 from tests.mllm.tiny_folder import random_image, turn
+from tests.train.launching import scaled_forward
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
 from train.checkpoints import gathered
@@ -34,19 +35,6 @@ def report_zero3(recipe: MLLMRecipe, report: Path) -> None:
     values |= {name: buffer.clone() for name, buffer in model.named_buffers() if "code_embedding" in name}
     torch.save(values, report / f"weights-{arguments.process_index}.pt")
     (report / f"held-{arguments.process_index}.json").write_text(json.dumps({"held": held, "total": total}))
-
-
-def train_with_bad_step(recipe: MLLMRecipe) -> None:
-    forward, calls = MLLMForConditionalGeneration.forward, []
-
-    def broken(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
-        calls.append(1)
-        output = forward(self, *args, **kwargs)
-        output.loss = output.loss * (float("nan") if len(calls) == 2 else 1.0)
-        return output
-
-    MLLMForConditionalGeneration.forward = broken
-    train_mllm(recipe)
 
 
 def answer_together(folder: str) -> None:
@@ -75,6 +63,7 @@ if __name__ == "__main__":
         case "zero3", file, folder:
             report_zero3(resolve(MLLMRecipe, read_yaml(Path(file))), Path(folder))
         case "bad_step", file:
-            train_with_bad_step(resolve(MLLMRecipe, read_yaml(Path(file))))
+            MLLMForConditionalGeneration.forward = scaled_forward({2: float("nan")})
+            train_mllm(resolve(MLLMRecipe, read_yaml(Path(file))))
         case "answer", folder:
             answer_together(folder)
