@@ -245,7 +245,7 @@ class MLLMTrainer(Trainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
-        how = {"config": self.config, **self.options}
+        how: dict[str, Any] = {"config": self.config, **self.options}
         values = callbacks.validate(self.model_wrapped, self.validation, self.accelerator, **how)
         if self.measure is not None:
             model: Any = self.model
