@@ -121,12 +121,13 @@ def read_cauldron(row: Row, folder: Path) -> Record:
 def read_chat(row: Row, folder: Path) -> Record:
     """A single assistant message is a document."""
     messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
-    listed = (find_image(image, folder) for image in images)
+    left = iter(images)
+    listed = (find_image(image, folder) for image in left)
     said = [
         (turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder, has_markers=bool(images))))
         for turn in _objects(messages, "messages")
     ]
-    if num_left := len(list(listed)):
+    if num_left := len(list(left)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
     made = [message(role, *parts) for role, parts in _after_system(said)]
     if [turn.role for turn in made] == ["assistant"]:
