@@ -57,13 +57,8 @@ class UniTok(nn.Module):
         self.config = config
         self.encoder = layers.Encoder(config)
         self.quant_proj = layers.build_projection(config, config.width, config.vector_width)
-        self.quantizer = MultiCodebookQuantizer(
-            config.num_codebooks,
-            config.codebook_size,
-            config.code_width,
-            beta=config.vq_beta,
-            entropy_temperature=config.entropy_temperature,
-        )
+        sizes, beta = (config.num_codebooks, config.codebook_size, config.code_width), config.vq_beta
+        self.quantizer = MultiCodebookQuantizer(*sizes, beta=beta, entropy_temperature=config.entropy_temperature)
         self.post_quant_proj = layers.build_projection(config, config.vector_width, config.width)
         self.decoder = Decoder(config)
         if config.has_text_tower:
