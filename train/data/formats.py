@@ -265,8 +265,9 @@ def read_codes(row: Row, folder: Path) -> Record:
 
 def _codes_part(values: Any, name: str, row: Row) -> CodesPart:
     """Codes of K lists of N numbers, or of one list (one codebook), perhaps in a JSON string."""
+    values = _from_json(values, name) if isinstance(values, str) else values
     try:
-        codes_KN = np.atleast_2d(np.array(_from_json(values, name) if isinstance(values, str) else values))
+        codes_KN = np.atleast_2d(np.array(values))
     except ValueError as error:
         raise BadRecord(f"{name} must be K lists of the same length: {error}; fix the record") from error
     is_table = codes_KN.ndim == 2 and codes_KN.dtype.kind in "iu"

@@ -14,7 +14,7 @@ import io
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -86,15 +86,16 @@ def write_chats(folder: Path, episodes: Sequence[Episode], *, size: int, seed: i
             image.render(size).save(folder / names[image])
         for job in ("ask", "edit", "multi_turn"):
             dialogue = make_dialogue(job, episode, Random(f"export/{seed}/{index}/{job}"))
-            messages = []
-            for turn in dialogue.turns:
-                content = [
-                    {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
-                    for part in turn.parts
-                ]
-                messages.append({"role": turn.role, "content": content})
+            messages = [
+                {"role": turn.role, "content": [as_content(part, names) for part in turn.parts]}
+                for turn in dialogue.turns
+            ]
             records.append({"messages": messages, "job": job, "skills": list(dialogue.skills)})
     write_lines(folder / "messages.jsonl", records)
+
+
+def as_content(part: str | ImageRef, names: Mapping[ImageRef, str]) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "path": names[part]}
 
 
 def write_document(folder: Path, index: int, dialogue: Dialogue, size: int) -> dict[str, Any]:
