@@ -66,13 +66,9 @@ class RenderedRecords(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, index: int) -> list[Tensor]:
-        """The images of record `index`, uint8 (3, H, W) each."""
-        ...
+    def images(self, index: int) -> list[Tensor]: ...  # of record `index`, uint8 (3, H, W) each
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
-        """Record `index` with the codes of its images."""
-        ...
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record: ...  # with the codes of its images
 
 
 def encode_rendered(
