@@ -11,19 +11,18 @@ from peft import PeftModel
 from PIL import Image
 
 from mllm.checkpoint import find_model_folder
-from mllm.conversation import CodesPart, Message, TextPart
+from mllm.conversation import CodesPart
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids, load_text_tokenizer
 from tests.train.conftest import check_resumed
-from tests.train.data.raw_data import prepared
+from tests.train.data.raw_data import of_class, prepared
 from tests.train.launching import changed, losses, weights
 from tests.train.test_distributed_training import MODELS
 from tokenizer.unitok import UniTok
 from train import trainer as training
 from train.build_model import build_model
-from train.data.records import Record
 from train.data.shards import CodeSource
 from train.lora import merge_folder
 from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, Validation
@@ -38,10 +37,7 @@ def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
     # a row holds four samples of a class and four positions, and two positions of padding
     recipe = changed(mllm_recipe, {"max_steps": 80, "save_steps": 78}, ema_decay=0.0, model=model, length=22)
     codes_EKN = np.random.default_rng(0).integers(0, 16, (2, 2, 4)).astype(np.uint16)
-    records = []
-    for label in (0, 1):
-        answer = Message("assistant", (CodesPart(codes_EKN[label], (2, 2)),))
-        records.append(Record("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
+    records = [of_class(label, [codes_EKN[label]]) for label in (0, 1)]
     prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
     classes = ClassData(folders=[tmp_path / "codes"])
     with pytest.raises(ValueError, match="class_dropout"):

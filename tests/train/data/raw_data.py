@@ -82,6 +82,12 @@ def document(text: str, place: str = "line 1") -> Record:
     return Record("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
 
 
+def of_class(label: int, codes: Sequence[int | np.ndarray]) -> Record:
+    """Views of 2 x 2 positions; a number is the code of them all."""
+    views = tuple(CodesPart(np.full((2, 4), each, dtype=np.uint16), (2, 2)) for each in codes)
+    return Record("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "made", str(label))
+
+
 def pair(captions: Sequence[str], code_source: CodeSource, seed: int) -> Record:
     """A captioned image of 2 x 2 positions."""
     rng = np.random.default_rng(seed)
