@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
+from tests.train.conftest import build
 from tests.train.launching import changed, launch, write_recipe
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
@@ -52,11 +53,6 @@ def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
         return
     head = weights["code_head.layers.0.mlp.up_proj.weight"]
     assert 0.01 < head.std() < 0.04 and weights["code_head.norm.weight"].eq(1).all()
-
-
-def build(recipe: MLLMRecipe, image_tokenizer: UniTok | None = None) -> MLLMForConditionalGeneration:
-    image_tokenizer = image_tokenizer or UniTok.from_pretrained(recipe.image_tokenizer)
-    return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
 
 
 def test_any_language_model_gets_eyes_and_hands(recipe: MLLMRecipe, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids, load_text_tokenizer
-from tests.train.conftest import check_resumed
+from tests.train.conftest import build, check_resumed
 from tests.train.data.raw_data import of_class, prepared
 from tests.train.launching import changed, losses, weights
 from tests.train.test_distributed_training import MODELS
@@ -72,8 +72,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         model={"prompt_style": "native"},
         trainable=["projector", "backbone", "text_embedding", "lm_head"],
     )
-    tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    before = build_model(first, load_text_tokenizer(first.text_tokenizer), tokenizer).state_dict()
+    before = build(first).state_dict()
     text = {"backbone.layers", "backbone.norm", "backbone.embed_tokens", "lm_head.weight"}
     for recipe, moved in ((first, set()), (second, text)):
         train_mllm(recipe)
@@ -82,7 +81,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         parts = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
         assert before.keys() == after.keys() and parts == {"code_embedding.projector", *moved}
         before = after
-    for name, value in tokenizer.post_quant_proj.state_dict().items():
+    for name, value in UniTok.from_pretrained(mllm_recipe.image_tokenizer).post_quant_proj.state_dict().items():
         assert torch.equal(before[f"code_embedding.projection.{name}"], value), "the image tokenizer's own, still"
     pipeline = Pipeline.load(second.output / "final", device="cpu")
     assert isinstance(pipeline.ask(Image.new("RGB", (32, 32)), "What color is it?", max_new_tokens=3), str)

@@ -12,11 +12,9 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.integrations import HfDeepSpeedConfig
 
 from mllm.model import MLLMForConditionalGeneration
-from mllm.vocabulary import load_text_tokenizer
 from tests.mllm.tiny_folder import random_image, turn
+from tests.train.conftest import build
 from tests.train.launching import scaled_forward
-from tokenizer.unitok import UniTok
-from train.build_model import build_model
 from train.checkpoints import gathered
 from train.recipe import MLLMRecipe, read_yaml, resolve
 from train.trainer import train_mllm, training_arguments
@@ -24,8 +22,7 @@ from train.trainer import train_mllm, training_arguments
 
 def report_zero3(recipe: MLLMRecipe, report: Path) -> None:
     arguments = training_arguments(recipe)
-    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
-    model = build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
+    model = build(recipe)
     held = sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in model.parameters())
     total = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     values = {}

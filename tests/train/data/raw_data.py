@@ -4,13 +4,16 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
-from train.data.prepare import PrepareOptions
+from tokenizer.unitok import UniTok
+from train.data.prepare import PrepareOptions, prepare_folder
 from train.data.records import Record
 from train.data.shards import SHARDS, CodeSource, ShardFolder, write_manifest, write_shard
 
@@ -53,6 +56,13 @@ def write_raw(folder: Path, count: int = 11) -> None:
     (folder / "llava.json").write_text(json.dumps(dialogues))
     (folder / "documents.jsonl").write_text(lines(documents))
     (folder / "text.jsonl").write_text(lines({"text": f"text {number}"} for number in range(count)))
+
+
+def prepare_with(
+    tokenizer: UniTok, *sources: Path, out: Path, size: int = 4, name: str | None = None, **how: Any
+) -> dict[str, Any]:
+    options = replace(OPTIONS, **how)
+    return prepare_folder(list(sources), out, tokenizer=tokenizer, options=options, shard_size=size, format_name=name)
 
 
 def rows_of(path: Path) -> list[tuple]:

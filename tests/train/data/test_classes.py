@@ -12,13 +12,12 @@ from PIL import Image
 from mllm.config import MLLMConfig
 from mllm.world.render import render
 from mllm.world.scene import CLASSES, class_scene
-from tests.train.data.raw_data import OPTIONS, content, of_class, prepared
+from tests.train.data.raw_data import content, of_class, prepare_with, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
 from tokenizer.unitok import UniTok
 from train.data.batches import class_sequences
 from train.data.classes import ClassSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
-from train.data.prepare import prepare_folder
 from train.data.records import Record, ten_views
 from train.data.shards import CodeSource, ShardFolder
 from train.recipe import ClassData
@@ -79,9 +78,8 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_toke
         (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8))
         image.save(tmp_path / "images" / name / f"{number}.png")
-    out, options = tmp_path / "out", {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 2}
-    prepare_folder([tmp_path / "images"], out, format_name="classes", **options)
-    folder = ShardFolder(out)
+    prepare_with(image_tokenizer, tmp_path / "images", out=tmp_path / "out", name="classes", size=2)
+    folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
     views = [to_bytes(view) for view in ten_views(read_image(tmp_path / "images" / "cat" / "0.png"), 32)]
     large = np.asarray(Image.open(tmp_path / "images" / "cat" / "0.png").resize((44, 35), Image.Resampling.BICUBIC))
@@ -101,8 +99,7 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokeni
     for number, (part, labels) in enumerate(((slice(0, 1), [5]), (slice(1, 2), [0]), (slice(2, 4), [2, 3]))):
         np.save(tmp_path / "raw" / "codes" / f"{number}.npy", stored[part])
         np.save(tmp_path / "raw" / "labels" / f"{number}.npy", np.array(labels))
-    options = {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 3}
-    prepare_folder([tmp_path / "raw"], tmp_path / "out", **options)
+    prepare_with(image_tokenizer, tmp_path / "raw", out=tmp_path / "out", size=3)
     folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
     assert all(np.array_equal([p.codes_KN for p in folder[i].messages[1].parts], stored[i]) for i in range(4))

@@ -16,12 +16,11 @@ from mllm.conversation import Message, TextPart
 from mllm.sequence import PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.conftest import check_resumed
-from tests.train.data.raw_data import OPTIONS, document, pair, prepared, write_raw
+from tests.train.data.raw_data import document, pair, prepare_with, prepared, write_raw
 from tests.train.launching import changed, losses, same
 from tokenizer.unitok import UniTok
 from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, ShardSequences, block_quota
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
-from train.data.prepare import prepare_folder
 from train.data.records import Record
 from train.data.shards import CodeSource, ShardFolder
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation
@@ -202,8 +201,7 @@ def test_folders_come_by_weight_and_none_loses_its_place(tmp_path: Path) -> None
 def recipe(mllm_recipe: MLLMRecipe, image_tokenizer: UniTok, tmp_path: Path) -> MLLMRecipe:
     write_raw(tmp_path / "raw")
     for name, files in {"images": ["captions.tar", "llava.json"], "words": ["documents.jsonl", "text.jsonl"]}.items():
-        sources = [tmp_path / "raw" / file for file in files]
-        prepare_folder(sources, tmp_path / name, tokenizer=image_tokenizer, options=OPTIONS, shard_size=4)
+        prepare_with(image_tokenizer, *(tmp_path / "raw" / file for file in files), out=tmp_path / name)
     shards = [ShardSource(path="images", weight=2.0), ShardSource(path=str(tmp_path / "words"))]
     data = MLLMData(shards=shards, root=tmp_path, packing_buffers=2, buffer_size=12, describe_share=0.5)
     return changed(mllm_recipe, data=data, length=96)

@@ -26,12 +26,12 @@ from mllm.cli.main import main
 from mllm.conversation import CodesPart, TextPart, render
 from mllm.files import UNFINISHED
 from tests.train.data import raw_data
-from tests.train.data.raw_data import OPTIONS, image_file, lines, rows_of, tar_of
+from tests.train.data.raw_data import image_file, lines, prepare_with, rows_of, tar_of
 from tests.train.launching import run_program
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
 from train.data.mixture import choose_sample
-from train.data.prepare import as_text, prepare_folder, read_tasks
+from train.data.prepare import as_text, read_tasks
 from train.data.records import Record
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder
 
@@ -42,13 +42,6 @@ Prepare = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def prepare(image_tokenizer: UniTok) -> Prepare:
     return partial(prepare_with, image_tokenizer)
-
-
-def prepare_with(
-    tokenizer: UniTok, *sources: Path, out: Path, size: int = 4, name: str | None = None, **how: Any
-) -> dict[str, Any]:
-    options = dataclasses.replace(OPTIONS, **how)
-    return prepare_folder(list(sources), out, tokenizer=tokenizer, options=options, shard_size=size, format_name=name)
 
 
 @pytest.fixture(scope="module")
