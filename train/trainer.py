@@ -138,13 +138,8 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
 
 
 class MLLMTrainer(Trainer):
-    """`transformers.Trainer` over packed batches.
-
-    Args:
-        validation: packed batches by task.
-        measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
-            more numbers for the log.
-    """
+    """`transformers.Trainer` over packed batches. `validation`: packed batches by task. `measure`: called with the step
+    in every evaluation, on every process, with the model as it would be saved; gives more numbers for the log."""
 
     def __init__(
         self,

@@ -74,11 +74,8 @@ class RenderedRecords(Protocol):
 def encode_rendered(
     records: RenderedRecords, folder: Path, tokenizer: UniTok, *, num_workers: int = 1, in_memory: bool = False
 ) -> ShardFolder:
-    """A prepared folder of the records; the processes of a run share the work of what is missing.
-
-    Raises:
-        ValueError: the folder holds other records, or codes of another tokenizer.
-    """
+    """A prepared folder of the records; the processes of a run share the work of what is missing. Raises ValueError:
+    the folder holds other records, or codes of another tokenizer."""
     state, code_source = PartialState(), CodeSource.of(tokenizer)
     if state.is_main_process:
         check_settings(folder, {"tokenizer": asdict(code_source), **records.settings})
@@ -175,12 +172,10 @@ class EpisodeSet:
 
 
 def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Episode:
-    """The episode with its objects, and those of its edit, in the middle of the squares of plans of so many digits.
-
-    An ordinary episode's plan leaves the codes of every border undecided by a few pixels; a model that draws needs one
+    """The episode with its objects, and those of its edit, in the middle of the squares of plans of so many digits. An
+    ordinary episode's plan leaves the codes of every border undecided by a few pixels; a model that draws needs one
     image for each plan. Objects move by half a square at most. In images that are not square this can bring a scene
-    into another split (mllm/world/scene.py); such an episode stays as it is.
-    """
+    into another split (mllm/world/scene.py); such an episode stays as it is."""
     moved = [centre(item, digits=digits, grid=grid) for item in episode.scene.objects]
     scene, edit = Scene(episode.scene.background, tuple(moved)), episode.edit
 
@@ -364,11 +359,8 @@ class WorldSequences(SequenceSource):
 def to_messages(
     turns: Iterable[Turn], codes_of: Callable[[ImageRef], CodesPart], *, plan_digits: int | None = None
 ) -> list[Message]:
-    """The turns with the codes of images in place of the references, in order.
-
-    Args:
-        plan_digits: of rows and columns in the plans of scenes; None: they have none.
-    """
+    """The turns with the codes of images in place of the references, in order. `plan_digits`: of rows and columns in
+    the plans of scenes; None: they have none."""
 
     def encode(part: str | ImageRef) -> TextPart | CodesPart:
         if isinstance(part, str):
