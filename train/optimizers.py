@@ -23,12 +23,10 @@ OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output",
 MAX_STACKED = 2**26  # numbers stacked at once, about a GiB with copies. Larger matrices go one by one
 
 
-def build_optimizer(
-    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]]
-) -> torch.optim.Optimizer:
+def build_optimizer(recipe: OptimizerRecipe, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the trainable parameters."""
     matrices, others, flat = [], [], []
-    for name, parameter in named_parameters:
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:

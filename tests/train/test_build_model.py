@@ -121,9 +121,7 @@ def test_what_does_not_fit_the_start_is_refused(mllm_recipe: MLLMRecipe, recipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["draws", "understands", "grows"])
-def test_under_zero3_the_weights_are_the_same(
-    mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path, kind: str
-) -> None:
+def test_zero3_keeps_the_weights(mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path, kind: str) -> None:
     """Around a language model, and with tokens and positions added to a model of ours."""
     if kind == "understands":
         recipe = replace(recipe, model={**recipe.model, **UNDERSTANDING})
@@ -145,9 +143,7 @@ def test_under_zero3_the_weights_are_the_same(
             check_weights(weights, recipe)
 
 
-def test_a_model_of_one_size_can_be_trained_to_plan_and_then_on_many_sizes(
-    mllm_recipe: MLLMRecipe, tmp_path: Path
-) -> None:
+def test_a_model_of_one_size_can_learn_to_plan_and_then_many_sizes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     def check_grown(before: MLLMForConditionalGeneration, after: MLLMForConditionalGeneration) -> None:
         old, new = before.state_dict(), after.state_dict()
         assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())

@@ -29,9 +29,7 @@ from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, Validat
 from train.trainer import train_mllm
 
 
-def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
-    mllm_recipe: MLLMRecipe, tmp_path: Path
-) -> None:
+def test_a_model_of_classes_learns_its_own_codes_and_resumes_exactly(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     """Two classes with one image each: after a few steps each is drawn by its number."""
     model = {**mllm_recipe.model, **MODELS["class"], "num_classes": 2, "image_guidance": 1.0}
     # a row holds four samples of a class and four positions, and two positions of padding

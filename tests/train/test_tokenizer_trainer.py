@@ -114,16 +114,14 @@ def test_two_processes_train_like_one_with_the_same_images(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_killed_run_on_two_processes_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    complete, killed = (
-        everything(tmp_path, tmp_path / name, steps=12, save_every=3) for name in ("complete", "killed")
-    )
-    launch("torchrun", write_recipe(complete, tmp_path / "complete.yaml"))
+    calm, killed = (everything(tmp_path, tmp_path / name, steps=12, save_every=3) for name in ("calm", "killed"))
+    launch("torchrun", write_recipe(calm, tmp_path / "calm.yaml"))
     words = command("torchrun", write_recipe(killed, tmp_path / "killed.yaml"))
     kill_at(words, killed.output / "metrics.jsonl", lines=5)
     assert not (killed.output / "final").exists()
     launch("torchrun", tmp_path / "killed.yaml")
-    assert read_log(killed.output) == read_log(complete.output)
-    assert same(weights(killed.output / "final"), weights(complete.output / "final"))
+    assert read_log(killed.output) == read_log(calm.output)
+    assert same(weights(killed.output / "final"), weights(calm.output / "final"))
 
 
 def test_every_loss_trains_in_bfloat16(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def read_chat(row: Row, folder: Path) -> Record:
     left = iter(images)
     listed = (find_image(image, folder) for image in left)
     said = [
-        (turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder, has_markers=bool(images))))
+        (turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder, marked=bool(images))))
         for turn in _objects(messages, "messages")
     ]
     if num_left := len(list(left)):
@@ -151,12 +151,10 @@ def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]
                 raise BadRecord(f"a speaker must be one of {', '.join(SPEAKERS)}, got {short(speaker)}; fix it")
 
 
-def _content_parts(
-    content: Any, listed: Iterator[RecordPart], folder: Path, *, has_markers: bool
-) -> Iterator[RecordPart]:
+def _content_parts(content: Any, listed: Iterator[RecordPart], folder: Path, *, marked: bool) -> Iterator[RecordPart]:
     """Text and image items; in a string, each <image> is one, as LLaMA-Factory and ms-swift write them."""
     if isinstance(content, str):
-        yield from _marked_parts(content, listed) if has_markers and MARKER in content else [TextPart(content)]
+        yield from _marked_parts(content, listed) if marked and MARKER in content else [TextPart(content)]
         return
     for item in _objects(content, "content that is no string"):
         match item:
@@ -256,9 +254,8 @@ def read_codes(row: Row, folder: Path) -> Record:
                 raise BadRecord("an image must have a caption, got 'no' in text and InVL_caption; write one")
             return records.chat_record([message("user", codes), message("assistant", TextPart(captions[-1]))])
         case "mllm_pretrain" | "mllm_finetune":
-            return records.chat_record(
-                _llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes])
-            )
+            turns = _from_json(row.get("text"), "text")
+            return records.chat_record(_llava_turns(turns, [] if codes is None else [codes]))
         case _:
             return records.document_record([TextPart(caption) for caption in captions[:1]])
 

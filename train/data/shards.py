@@ -132,9 +132,7 @@ def make_shards(
     return read_json(folder / MANIFEST)
 
 
-def write_shard(
-    path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
-) -> None:
+def write_shard(path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut]) -> None:
     """Write a complete shard, or nothing."""
     facts = {"version": VERSION, **asdict(code_source), "left_out": [each._asdict() for each in left_out]}
     schema = pa.schema(_ROW, metadata={METADATA: json.dumps(facts).encode()})

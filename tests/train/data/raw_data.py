@@ -83,7 +83,7 @@ def prepared(path: Path, shards: Sequence[Sequence[Record]], code_source: CodeSo
     (path / SHARDS).mkdir(parents=True)
     names = [f"{number:05d}.parquet" for number in range(len(shards))]
     for name, rows in zip(names, shards, strict=True):
-        write_shard(path / SHARDS / name, rows, code_source)
+        write_shard(path / SHARDS / name, rows, code_source, [])
     write_manifest(path, names, code_source)
     return path
 

@@ -173,9 +173,7 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
     (raw / "bad.png").write_bytes(image_file(1)[:30])
     records = [{"image": f"{name}.png", "caption": name} for name in ("good", "bad", "none", "good")]
     (raw / "pairs.jsonl").write_text(lines(records) + '\n{"image": \n' + lines(records[:1]))
-    (raw / "half.jsonl").write_text(
-        lines([{"image": "none.png", "text": "a"}, {"image": "good.png", "text": "\ud83d"}])
-    )
+    (raw / "half.jsonl").write_text(lines([{"image": "no.png", "text": "a"}, {"image": "good.png", "text": "\ud83d"}]))
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: .*bad.png"):
         prepare(raw / "pairs.jsonl", out=tmp_path / "pairs")
     with pytest.raises(ValueError, match=r"2 left out, line 2: .*surrogate"):  # nothing is left
@@ -191,9 +189,7 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
     assert [place for *_, place in rows_of(out)] == ["line 1", "line 4", "line 7"]
 
 
-def test_every_file_of_a_folder_is_read_or_named(
-    prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_files_are_read_or_named(prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tars, images = tmp_path / "raw" / "tars", tmp_path / "raw" / "images"
     for folder in (tars, images):
         folder.mkdir(parents=True)

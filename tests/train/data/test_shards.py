@@ -19,9 +19,7 @@ SIZES = (ROWS_PER_GROUP * 2 + 5, 0, 3)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shards = [
-        [pair([f"caption {i}"], CODE_SOURCE, 100 * number + i) for i in range(n)] for number, n in enumerate(SIZES)
-    ]
+    shards = [[pair([f"caption {i}"], CODE_SOURCE, 100 * n + i) for i in range(size)] for n, size in enumerate(SIZES)]
     return prepared(tmp_path / "out", shards, CODE_SOURCE)
 
 

@@ -59,9 +59,7 @@ def test_an_epoch_holds_every_sample_once_in_one_order_for_any_number_of_readers
         for epoch in (0, 1):
             assert [found[epoch, f"{number:06d}"] for number in range(TOTAL)] == [1] * TOTAL
     assert shard_order(0, 0, 8) != shard_order(0, 1, 8) != shard_order(1, 1, 8)
-    keys, again, other = (
-        [record.sample.name for record in reading(shards, seed=seed).window(0, 0)] for seed in (0, 0, 1)
-    )
+    keys, again, other = ([each.sample.name for each in reading(shards, seed=n).window(0, 0)] for n in (0, 0, 1))
     assert sorted(keys) != keys == again != other
     items = list(islice(reading(shards), 2 * TOTAL))  # cropped anew in every epoch
     number = items[0]["text_ids"].item()
