@@ -144,9 +144,7 @@ class Harmful:
         return os.system, ("touch harmed",)
 
 
-def test_wrong_files_are_told_in_a_line(
-    small_model: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_files_are_told_in_a_line(small_model: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def refused(name: str, content: bytes | object = None) -> str:

@@ -78,9 +78,7 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
 
 
-def test_bundling_replaces_nothing_but_a_bundled_model_and_works_without_git(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bundling_spares_folders_and_needs_no_git(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (run, run / "final", tmp_path, tmp_path / "file"):
         (tmp_path / "file").write_text("kept")
         with pytest.raises(ValueError, match="must be new, empty or a bundled model"):

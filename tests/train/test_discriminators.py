@@ -38,9 +38,7 @@ def test_shifts_and_cutouts_are_by_single_pixels_and_filled_with_zeros() -> None
                 assert torch.equal(cut[row, :, y, x], torch.zeros(3) if is_cut else before[row, :, y, x])
 
 
-def test_augmentation_repeats_with_its_generator_and_two_processes_draw_what_one_would(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_augmentation_repeats_and_two_processes_draw_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     before, augment = images(4).requires_grad_(), partial(discriminators.augment, probability=1.0, cutout=0.25)
     changed = augment(before, torch.Generator().manual_seed(1), blur=0.3)
     assert not torch.equal(changed, before)

@@ -113,9 +113,7 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same_model(
-    mllm_recipe: MLLMRecipe, tied: bool
-) -> None:
+def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges(mllm_recipe: MLLMRecipe, tied: bool) -> None:
     recipe = on_a_new_model(mllm_recipe, tied=tied)
     train_mllm(recipe)
     final, merged = recipe.output / "final", recipe.output / "merged"
@@ -139,9 +137,7 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
         merge_folder(final, recipe.output / "out")
 
 
-def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_draws(
-    mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_is_trained_beside_bfloat16_weights(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     validation = Validation(batches=1, prompts=["a red circle"])
     recipe = changed(on_a_new_model(mllm_recipe, steps=1), {"bf16": True, "eval_steps": 1}, validation=validation)
     found, build = set(), training.trainable_model

@@ -77,9 +77,7 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
     assert all(0 <= share < 1 for share in losses(recipe.output, "padding_share").values())
 
 
-def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
-    short: MLLMRecipe, scale_loss: dict[int, float]
-) -> None:
+def test_bad_steps_change_nothing_and_one_too_many_ends_a_run(short: MLLMRecipe, scale_loss: dict[int, float]) -> None:
     scale_loss |= {2: float("nan"), 4: float("inf")}  # the third step, done again, is the fourth call
     recipe = changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1))
     train_mllm(recipe)
@@ -189,9 +187,7 @@ def test_what_cannot_be_is_refused_before_training(short: MLLMRecipe, monkeypatc
         train_mllm(changed(short, optimizer=OptimizerRecipe(name="adamw8bit")))
 
 
-def test_arguments_of_the_library_and_a_warning_where_the_learning_rate_cannot_fall(
-    short: MLLMRecipe, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_arguments_and_a_warning_where_a_rate_cannot_fall(short: MLLMRecipe, caplog: pytest.LogCaptureFixture) -> None:
     """Processes wait for the first one, which encodes, draws and answers; the library's limit is half an hour."""
     assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
     assert training_arguments(changed(short, {"save_strategy": False})).save_strategy == "no"  # YAML reads false

@@ -87,9 +87,7 @@ def test_every_record_comes_out_with_the_codes_of_its_images(whole: Path, raw: P
             assert codes[0].grid == (2, 2) and codes[0].codes_KN.tolist() == reference_KN.tolist()
 
 
-def test_running_it_again_makes_what_is_missing_and_nothing_else(
-    whole: Path, raw: Path, prepare: Prepare, tmp_path: Path
-) -> None:
+def test_running_it_again_makes_only_what_is_missing(whole: Path, raw: Path, prepare: Prepare, tmp_path: Path) -> None:
     """Sources may come one by one, files be left half written by a killed process, and shards be lost."""
     out = tmp_path / "out"
     for place in ("tasks/text-0.json", "shards/text-0.parquet", "prepare.json"):
@@ -125,9 +123,7 @@ def prepare_slowly(raw: Path, out: Path, tokenizer: UniTok) -> None:
     prepare_with(tokenizer, raw, out=out, size=1)
 
 
-def test_killed_five_times_it_ends_as_if_it_had_not(
-    raw: Path, prepare: Prepare, image_tokenizer: UniTok, tmp_path: Path
-) -> None:
+def test_killed_five_times_it_ends_alike(raw: Path, prepare: Prepare, image_tokenizer: UniTok, tmp_path: Path) -> None:
     """Killed without warning after a random number of shards and a random time more."""
     out, straight, rng = tmp_path / "out", tmp_path / "straight", random.Random(3)
     seen = set()
