@@ -113,9 +113,7 @@ def require_state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def require_same_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor] | Iterable[str], *, source: Any
-) -> None:
+def require_same_tensors(found: Mapping[str, Tensor], expected: Iterable[str], *, source: Any) -> None:
     """Refuse a checkpoint that lacks a tensor, has an unexpected one, or has one of another shape. `expected`: tensors
     (on any device), or names alone where any shape will do. `source`: what the error calls the checkpoint."""
     shapes = {name: tensor.shape for name, tensor in expected.items()} if isinstance(expected, Mapping) else {}

@@ -182,10 +182,8 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        count_batch = partial(
-            count_items, num_codebooks=self.config.num_codebooks, text_weight=self.config.text_loss_weight
-        )
-        counts = [count_batch(batch["labels"], batch["code_targets"]) for batch in batch_samples]
+        how: Any = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        counts = [count_items(batch["labels"], batch["code_targets"], **how) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
         return total.clamp(min=1)  # where nothing is learned, the loss is 0 and not 0 / 0

@@ -89,11 +89,9 @@ def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
     drawn.refill(PackingBuffer(0))
 
 
-def encode_world(
-    data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
-) -> tuple[EpisodeSet, ShardFolder]:
+def encode_world(data: WorldData, folder: Path, tokenizers: Tokenizers) -> tuple[EpisodeSet, ShardFolder]:
     episodes = world_episodes(data, tokenizers)
-    return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
+    return episodes, encode_rendered(episodes, folder, tokenizers.image, in_memory=True)
 
 
 def world_episodes(data: WorldData, tokenizers: Tokenizers) -> EpisodeSet:
