@@ -113,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stages = {"stages": read_stages(run), "image_tokenizer_stages": read_tokenizer_stages(run)}
         shutil.rmtree(args.bundled, ignore_errors=True)
         shutil.copytree(args.finished, args.bundled)
-        model = MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16)
-        model.save_pretrained(args.bundled)
+        MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16).save_pretrained(args.bundled)
         if args.attribution is not None:
             shutil.copyfile(args.attribution, args.bundled / ATTRIBUTION)
     else:

@@ -172,8 +172,7 @@ class TokenizerTrainer:
             parts["entropy"] = weights.entropy * output.entropy_loss
         if weights.contrastive:
             features = cast(tuple[Tensor, Tensor], (output.image_features, output.text_features))
-            contrast = contrastive_loss(*features, cast(Tensor, output.logit_scale))
-            parts["contrastive"] = weights.contrastive * contrast
+            parts["contrastive"] = weights.contrastive * contrastive_loss(*features, cast(Tensor, output.logit_scale))
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             loss = self.adversary.generator_loss(made_B3HW, self.step)
             last_weight = self.unwrapped.decoder.last_weight
@@ -389,8 +388,7 @@ def update_codebooks(
     is_due = step % schedule.every == 0 and schedule.initialise_at < step <= schedule.until * steps
     if not is_due or not quantizer.dead_entries(threshold=schedule.threshold).any():
         return 0
-    features_BNZ = gather_rows(model.features(pixels_B3HW))
-    return quantizer.revive(features_BNZ, threshold=schedule.threshold, generator=generator)
+    return quantizer.revive(gather_rows(model.features(pixels_B3HW)), threshold=schedule.threshold, generator=generator)
 
 
 def require_same_config(file: Path, config: UniTokConfig) -> None:

@@ -36,8 +36,7 @@ def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
 
 def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
     """Everything comes from where it should."""
-    theirs = AutoModelForCausalLM.from_pretrained(recipe.backbone).state_dict()
-    for name, value in theirs.items():
+    for name, value in AutoModelForCausalLM.from_pretrained(recipe.backbone).state_dict().items():
         ours = weights[name.replace("model.", "backbone.")]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             assert ours.shape[0] == NUM_TOKENS + 3

@@ -54,8 +54,7 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
             )
         seed = recipe.classes.seed + HELD_OUT_SEED
         classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
-        folder = recipe.output / "class_codes-validation"
-        sources["draw_class"] = class_sequences(classes, folder, tokenizers, shape)
+        sources["draw_class"] = class_sequences(classes, recipe.output / "class_codes-validation", tokenizers, shape)
     elif recipe.data.shards:
         mixed = replace(recipe.data, prompt_dropout=0.0, packing_buffers=1)
         for source in wanted.shards:

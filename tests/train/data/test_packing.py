@@ -193,8 +193,7 @@ def test_folders_come_by_weight_and_none_loses_its_place(tmp_path: Path) -> None
         own = [(shard, row) for place, shard, row in turns if place == number]
         order = ShardOrder(folder.num_rows, seed=(3, number))
         assert own == [order.locate(turn) for turn in range(len(own))]
-    first = Counter(folder for folder, _, _ in turns[:400])
-    assert abs(first[0] - 250) < 40, "parts come mixed, not one after another"
+    assert abs(Counter(folder for folder, _, _ in turns[:400])[0] - 250) < 40, "parts come mixed, not one after another"
 
 
 @pytest.fixture
@@ -221,6 +220,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_workers_change_nothing(re
 
 
 def test_a_sheet_is_drawn_without_held_out_shards(recipe: MLLMRecipe) -> None:
-    trainer = {"max_steps": 1, "eval_steps": 1}
-    train_mllm(changed(recipe, trainer, validation=Validation(prompts=["a red circle"])))
+    train_mllm(changed(recipe, {"max_steps": 1, "eval_steps": 1}, validation=Validation(prompts=["a red circle"])))
     assert (recipe.output / "samples" / "step-1.png").is_file() and not losses(recipe.output, "eval_loss")

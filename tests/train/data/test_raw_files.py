@@ -409,8 +409,7 @@ def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(t
         *({"url": f"data:image/png;base64,{text}"}, {"base64": text}, {"base64": f"data:image/png;base64,{text}"}),
         f"DATA:image/png;base64,{text}",
     ):
-        record = read({"image": value, "caption": "x"}, folder)
-        assert record.parts[-1].open().width == 30, value
+        assert read({"image": value, "caption": "x"}, folder).parts[-1].open().width == 30, value
     for value in (
         *("https://../../secret.png", "none.png", "broken.png", "f.png", b"nonsense", "~nobody-of-this-name/a.png"),
         *("iVBORw0KGgo" * 500, "https://[a.org/b.png", "https://a.org/%00.png", "data:image/svg,x", {"bytes": "?"}),
