@@ -284,8 +284,6 @@ class WorldSequences(SequenceSource):
 
     def refill(self, buffer: PackingBuffer) -> None:
         """Draw all samples of a batch before its first row."""
-        if buffer.sample:
-            return
         mixture = f"/{self.data.mixture_seed}" if self.data.mixture_seed else ""
         rng = Random(f"batch/{self.data.seed}{mixture}/{buffer.index}")
         num_wanted, too_long = int(SPARE * self.shape.rows * self.shape.length), list[int]()
@@ -298,7 +296,6 @@ class WorldSequences(SequenceSource):
             else:
                 too_long.append(len(sequence))
                 self.require_some_fit(too_long)
-        buffer.sample = len(buffer.waiting)
 
     def draw(self, rng: Random) -> TokenSequence:
         """One random sample of the mixture."""
