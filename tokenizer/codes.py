@@ -21,6 +21,7 @@ from torch import Tensor
 FORMAT_VERSION = 1
 METADATA = "metadata"
 ENDINGS = (".npz", ".safetensors")
+ARRAY = "codes_{:05d}"  # name of the array of one image
 FACTS = ("names", "grids", "num_codebooks", "codebook_size", "fingerprint")  # what the JSON text holds
 
 
@@ -73,7 +74,7 @@ def write_codes(path: Path, file: CodeFile, *, ending: str | None = None) -> Non
     """Write a code file in the format that its ending names, or that `ending` names in its place."""
     ending = path.suffix if ending is None else ending
     check_ending(ending)
-    arrays = {array_name(index): codes_KN for index, codes_KN in enumerate(file.codes)}
+    arrays = {ARRAY.format(index): codes_KN for index, codes_KN in enumerate(file.codes)}
     facts = {name: getattr(file, name) for name in FACTS}
     metadata = json.dumps({"format_version": FORMAT_VERSION, **facts})
     if ending == ".npz":
@@ -101,11 +102,7 @@ def read_codes(path: Path) -> CodeFile:
             raise ValueError(f"format version {facts['format_version']} instead of {FORMAT_VERSION}")
         facts["names"] = tuple(facts["names"])
         facts["grids"] = tuple((rows, columns) for rows, columns in facts["grids"])
-        codes = tuple(arrays[array_name(index)] for index in range(len(facts["names"])))
+        codes = tuple(arrays[ARRAY.format(index)] for index in range(len(facts["names"])))
         return CodeFile(**{name: facts[name] for name in FACTS}, codes=codes)
     except (ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile, SafetensorError) as error:
         raise ValueError(f"{path} must be a readable code file, got {error}; encode the images again") from None
-
-
-def array_name(index: int) -> str:
-    return f"codes_{index:05d}"

@@ -125,17 +125,10 @@ def to_images(pixels_B3HW: Tensor) -> list[Image.Image]:
 
 
 def read_image(source: Any, *, name: str | None = None) -> Image.Image:
-    """The RGB image of an `ImageSource`: first frame, upright (EXIF), transparency on white, 16 bits scaled to 8.
-
-    Keeps `info`, so that what was drawn keeps its seed and plan. An image that is already so comes back as it is.
-
-    Args:
-        name: what messages call the image; default: its path or address.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image, a damaged one, or one that no model can use.
-    """
+    """The RGB image of an `ImageSource`: first frame, upright (EXIF), transparency on white, 16 bits scaled to 8. Keeps
+    `info`, so that what was drawn keeps its seed and plan. An image that is already so comes back as it is. `name`:
+    what messages call the image; default: its path or address. Raises FileNotFoundError: there is no such file;
+    ValueError: it is no image, a damaged one, or one that no model can use."""
     if name is None:
         name = str(source) if isinstance(source, str | Path) else "the image"
         name = f"{name[:60]}..." if URL.match(name) and len(name) > 200 else name  # data: URLs hold the image itself

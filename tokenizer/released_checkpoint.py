@@ -70,18 +70,6 @@ def name_table(config: UniTokConfig) -> NameTable:
     )
 
 
-def from_upstream(
-    state: Mapping[str, Tensor], config: UniTokConfig, *, num_updates: int = FAST_UPDATES
-) -> dict[str, Tensor]:
-    """UniTok's state dict under our names. `num_updates`: of the usage statistics; upstream does not store it, but its
-    average has settled."""
-    state = dict(state)
-    zeros = state.pop(POSITION_EMBEDDING, None)
-    if zeros is not None and zeros.any():
-        raise ValueError(f"{POSITION_EMBEDDING} must be zero, got up to {zeros.abs().max():.3g}; use another file")
-    return {**name_table(config).to_ours(state), "quantizer.num_updates": torch.tensor(num_updates)}
-
-
 def to_upstream(state: Mapping[str, Tensor], config: UniTokConfig) -> dict[str, Tensor]:
     """Our state dict under UniTok's names, with the frozen zeros that its loader expects."""
     state = {name: tensor for name, tensor in state.items() if name != "quantizer.num_updates"}
@@ -138,10 +126,14 @@ class UpstreamCheckpoint(NamedTuple):
 
     config: UniTokConfig
     state: Mapping[str, Tensor]  # UniTok's names; mapped from the file
-    num_updates: int
+    num_updates: int  # of the usage statistics; upstream does not store it, but its average has settled
 
     def our_state(self) -> dict[str, Tensor]:
-        return from_upstream(self.state, self.config, num_updates=self.num_updates)
+        state = dict(self.state)
+        zeros = state.pop(POSITION_EMBEDDING, None)
+        if zeros is not None and zeros.any():
+            raise ValueError(f"{POSITION_EMBEDDING} must be zero, got up to {zeros.abs().max():.3g}; use another file")
+        return {**name_table(self.config).to_ours(state), "quantizer.num_updates": torch.tensor(self.num_updates)}
 
     def build(self) -> UniTok:
         """The tokenizer in evaluation mode; its weights are those of this object, not copies."""

@@ -98,13 +98,9 @@ class CaptionEncoder:
 
 
 def load_captions(path: Path, *, vocab_size: int, context: int) -> EncodeCaptions:
-    """The caption encoder of a vocabulary, by the kind of its file.
-
-    Args:
-        path: a SentencePiece model (`.model`), OpenAI's list of merges (`bpe_simple_vocab_16e6.txt.gz`, as open_clip
-            and UniTok ship it), or a folder with `vocab.json` and `merges.txt` of a CLIP model.
-        vocab_size: ids of the text tower; with SentencePiece, the last one ends a caption.
-    """
+    """The caption encoder of a vocabulary, by the kind of its file: a SentencePiece model (`.model`), OpenAI's list of
+    merges (`bpe_simple_vocab_16e6.txt.gz`, as open_clip and UniTok ship it), or a folder with `vocab.json` and
+    `merges.txt` of a CLIP model. `vocab_size`: ids of the text tower; with SentencePiece, the last ends a caption."""
     if not path.exists():
         raise FileNotFoundError(f"{path} must be a text vocabulary, got no such file; correct text_tokenizer")
     if path.suffix == ".model":

@@ -57,13 +57,8 @@ class UniTok(nn.Module):
         self.config = config
         self.encoder = layers.Encoder(config)
         self.quant_proj = layers.build_projection(config, config.width, config.vector_width)
-        self.quantizer = MultiCodebookQuantizer(
-            config.num_codebooks,
-            config.codebook_size,
-            config.code_width,
-            beta=config.vq_beta,
-            entropy_temperature=config.entropy_temperature,
-        )
+        sizes, beta = (config.num_codebooks, config.codebook_size, config.code_width), config.vq_beta
+        self.quantizer = MultiCodebookQuantizer(*sizes, beta=beta, entropy_temperature=config.entropy_temperature)
         self.post_quant_proj = layers.build_projection(config, config.vector_width, config.width)
         self.decoder = Decoder(config)
         if config.has_text_tower:
@@ -85,11 +80,8 @@ class UniTok(nn.Module):
     def forward(
         self, pixels_B3HW: Tensor, text_ids_BT: Tensor | None = None, *, with_entropy: bool = False
     ) -> UniTokOutput:
-        """Reconstruct, with gradients through the quantizer; `encode` and `decode` are for inference.
-
-        Args:
-            text_ids_BT: captions of the images; with them the contrastive features are computed.
-            with_entropy: compute the entropy loss (costly with large codebooks).
+        """Reconstruct, with gradients through the quantizer; `encode` and `decode` are for inference. With captions of
+        the images the contrastive features are computed, `with_entropy` the entropy loss (costly with large codebooks).
         """
         vectors_BNZ, _, *losses = self.quantizer(self.features(pixels_B3HW), with_entropy=with_entropy)
         hidden_BND = project(self.post_quant_proj, vectors_BNZ)
@@ -148,12 +140,8 @@ class UniTok(nn.Module):
 
     def for_inference(self, dtype: torch.dtype | None = None) -> UniTok:
         """Fold the upsampling kernels of the decoder once. What is saved stays the same. Moving or training the
-        tokenizer undoes it.
-
-        Args:
-            dtype: of the decoder, which gets weights of its own then. The encoder keeps its number format, as codes
-                depend on it.
-        """
+        tokenizer undoes it. `dtype`: of the decoder, which gets weights of its own then; the encoder keeps its number
+        format, as codes depend on it."""
         shared = {id(parameter): parameter for parameter in self.decoder.parameters()} if dtype is None else {}
         decoder = copy.deepcopy(self.decoder, shared)
         for module in list(decoder.modules()):

@@ -113,15 +113,9 @@ def require_state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def require_same_tensors(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor] | Iterable[str], *, source: Any
-) -> None:
-    """Refuse a checkpoint that lacks a tensor, has an unexpected one, or has one of another shape.
-
-    Args:
-        expected: tensors (on any device), or names alone where any shape will do.
-        source: what the error calls the checkpoint, such as its path.
-    """
+def require_same_tensors(found: Mapping[str, Tensor], expected: Iterable[str], *, source: Any) -> None:
+    """Refuse a checkpoint that lacks a tensor, has an unexpected one, or has one of another shape. `expected`: tensors
+    (on any device), or names alone where any shape will do. `source`: what the error calls the checkpoint."""
     shapes = {name: tensor.shape for name, tensor in expected.items()} if isinstance(expected, Mapping) else {}
     names = dict.fromkeys(expected)
     misshapen = [name for name, shape in shapes.items() if name in found and found[name].shape != shape]
@@ -157,12 +151,9 @@ class Source(NamedTuple):
 
 
 class NameTable:
-    """Names of another checkpoint and ours, for both directions; the first row that matches a name counts.
-
-    Args:
-        rows: (their name, our name) or (their name, our name, join). `{rest}` stands for anything and any other field
-            for a number. In rows with a join, `{k}` counts the tensors there that are a single one here.
-    """
+    """Names of another checkpoint and ours, for both directions; the first row that matches a name counts. Rows are
+    (their name, our name) or (their name, our name, join). `{rest}` stands for anything and any other field for a
+    number. In rows with a join, `{k}` counts the tensors there that are a single one here."""
 
     def __init__(self, rows: Iterable[tuple[str, str] | tuple[str, str, Join]]) -> None:
         self._rows = [(row[0], row[1], row[2] if len(row) == 3 else None) for row in rows]

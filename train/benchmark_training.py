@@ -59,7 +59,7 @@ def load_samples(folder: str, num_samples: int, length: int, device: torch.devic
     tokenizers = Tokenizers(text=processor.tokenizer, image=processor.need_image_tokenizer(), config=config)
     data = WorldData(episodes=8, dense_every=1, jobs=JOBS)
     with tempfile.TemporaryDirectory() as scratch:
-        episodes, codes = encode_world(data, Path(scratch), tokenizers, num_workers=0)
+        episodes, codes = encode_world(data, Path(scratch), tokenizers)
         source = WorldSequences(data, episodes, codes, tokenizers, BatchShape(rows=1, length=length))
         rng = Random(0)
         samples: list[TokenSequence] = []

@@ -46,15 +46,6 @@ def read_scores(file: Path, bundled: Path) -> dict[str, Any]:
     return scores
 
 
-def write_source(bundled: Path, stages: dict[str, Any], *, scores: dict[str, Any] | None, note: str | None) -> None:
-    """Record where the bundled model comes from, in SOURCE.json and in the model card."""
-    commit = read_commit()
-    image_tokenizer = read_json(bundled / "image_tokenizer" / CONFIG_FILE)
-    source = {"note": note, "commit": commit, "image_tokenizer": image_tokenizer, **stages, "scores": scores}
-    write_json(bundled / SOURCE_FILE, source)
-    save_model_card(bundled, MLLMConfig.from_pretrained(bundled))
-
-
 def read_commit() -> str | None:
     """The commit of the toolkit; None where it is installed without git's history."""
     try:
@@ -122,8 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stages = {"stages": read_stages(run), "image_tokenizer_stages": read_tokenizer_stages(run)}
         shutil.rmtree(args.bundled, ignore_errors=True)
         shutil.copytree(args.finished, args.bundled)
-        model = MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16)
-        model.save_pretrained(args.bundled)
+        MLLMForConditionalGeneration.from_pretrained(args.finished, dtype=torch.bfloat16).save_pretrained(args.bundled)
         if args.attribution is not None:
             shutil.copyfile(args.attribution, args.bundled / ATTRIBUTION)
     else:
@@ -131,7 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = read_json(args.bundled / SOURCE_FILE)
         note = source["note"] if note is None else note
         stages = {name: source[name] for name in ("stages", "image_tokenizer_stages")}
-    write_source(args.bundled, stages, scores=scores, note=note)
+    sizes = read_json(args.bundled / "image_tokenizer" / CONFIG_FILE)
+    source = {"note": note, "commit": read_commit(), "image_tokenizer": sizes, **stages, "scores": scores}
+    write_json(args.bundled / SOURCE_FILE, source)
+    save_model_card(args.bundled, MLLMConfig.from_pretrained(args.bundled))
     return 0
 
 

@@ -125,12 +125,8 @@ def write_universal(checkpoint: Path) -> None:
 
 
 def deepspeed_settings(config: str | Path | dict[str, Any], *, universal: bool) -> dict[str, Any]:
-    """A DeepSpeed configuration with what a run of ours relies on.
-
-    Args:
-        config: or its file, or the name of one of train/recipes/; earlier versions kept those in scripts/.
-        universal: load the universal layout.
-    """
+    """A DeepSpeed configuration with what a run of ours relies on. `config`: or its file, or the name of one of
+    train/recipes/ (earlier versions kept those in scripts/). `universal`: load the universal layout."""
     if not isinstance(config, dict):
         files = Path(config), RECIPES / f"{Path(config).name.removesuffix('.json')}.json"
         found = next((file for file in files if file.is_file()), None)

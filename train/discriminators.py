@@ -51,14 +51,9 @@ REAL_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 def augment(
     pixels_B3HW: Tensor, generator: torch.Generator, *, probability: float, cutout: float, blur: float = 0.0
 ) -> Tensor:
-    """Differentiable random changes of images (arXiv:2006.10738), so that the discriminator does not overfit.
-
-    Args:
-        generator: on the CPU.
-        probability: of each of the three kinds of change (shift, color, cutout), drawn per batch.
-        cutout: side of the square that is set to zero, as a share of the image's.
-        blur: 0 to 1; 1 leaves only the coarsest shapes.
-    """
+    """Differentiable random changes of images (arXiv:2006.10738), so that the discriminator does not overfit: each of
+    shift, color and cutout with this probability, drawn per batch. `generator`: on the CPU. `cutout`: side of the
+    square that is set to zero, as a share of the image's. `blur`: 0 to 1; 1 leaves only the coarsest shapes."""
     if blur > 0:
         pixels_B3HW = blurred(pixels_B3HW, sigma=blur * math.sqrt(pixels_B3HW.shape[-2] / 2))
     shifts, recolors, cuts = (torch.rand(3, generator=generator) < probability).tolist()

@@ -24,12 +24,8 @@ from train.recipe import PARAMETER_GROUPS, AdapterRecipe
 def add_adapters(
     model: MLLMForConditionalGeneration, adapter: AdapterRecipe, *, trainable: Sequence[str], base: Path
 ) -> PeftModel:
-    """Freeze the model and add adapters to its backbone.
-
-    Args:
-        trainable: groups of parameters that are trained in full.
-        base: the folder that the model came from, written into the adapter's config.
-    """
+    """Freeze the model and add adapters to its backbone. `trainable`: groups of parameters that are trained in full.
+    `base`: the folder that the model came from, written into the adapter's config."""
     modules = {group: PARAMETER_GROUPS[group][0].removesuffix(".") for group in trainable}
     present = {name for name, _ in model.named_modules()}
     new_ids = sorted(token_id for token_id in added_ids(model.config) if 0 <= token_id < model.config.vocab_size)

@@ -18,7 +18,7 @@ from torch import nn
 
 from mllm.benchmark.measure import peak_memory
 from mllm.config import MLLMConfig
-from mllm.files import errors_that_name, write_text
+from mllm.files import append_lines, kept_lines, write_lines
 from mllm.model import LossParts
 from mllm.sequence import sample_numbers
 
@@ -118,8 +118,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_step]
-            write_text(path, "".join(line + "\n" for line in kept))
+            write_lines(path, [line.record for line in kept_lines(path) if line.record["step"] <= resumed_step])
 
     def write(self, step: int, values: Values) -> None:
         def rounded(digits: str) -> float:
@@ -127,16 +126,7 @@ class MetricsLog:
 
         plain = json.dumps(values, default=float)  # numbers of torch and numpy as well
         values = json.loads(plain, parse_float=rounded, parse_int=rounded)
-        with errors_that_name(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-
-
-def _step_of(line: str) -> float:
-    """The step of an entry; infinite for one that a killed run left half written."""
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # "7" and "{}" are JSON, too
-        return float("inf")
+        append_lines(self.path, [{"step": step, **values}])
 
 
 def flattened(values: Values) -> dict[str, float]:

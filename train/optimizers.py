@@ -23,12 +23,10 @@ OUTSIDE_MUON = ("embed_tokens", "lm_head", "codebooks", "linear_head", "output",
 MAX_STACKED = 2**26  # numbers stacked at once, about a GiB with copies. Larger matrices go one by one
 
 
-def build_optimizer(
-    recipe: OptimizerRecipe, named_parameters: Iterable[tuple[str, nn.Parameter]]
-) -> torch.optim.Optimizer:
+def build_optimizer(recipe: OptimizerRecipe, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """The optimizer of a recipe over the trainable parameters."""
     matrices, others, flat = [], [], []
-    for name, parameter in named_parameters:
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:
@@ -64,10 +62,6 @@ class OptimizerPair(torch.optim.Optimizer):
         assert closure is None, "a closure would be evaluated twice"
         for part in self.parts:
             part.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -148,9 +148,8 @@ class AdversarialRecipe:
 class ShardsRecipe:
     """Images and captions in WebDataset tars."""
 
-    urls: str | None = (
-        None  # data/{00000..00099}.tar, data/*.tar or folders, separated by `::`. None: the synthetic world
-    )
+    urls: str | None = None
+    """data/{00000..00099}.tar, data/*.tar or folders, separated by `::`. None: the synthetic world."""
     crop_area: tuple[Real, Real] = (0.9, 1.0)  # share of the image's area that the random crop keeps
     crop_ratio: tuple[Real, Real] = (0.75, 4 / 3)  # width over height of the random crop
     window: PositiveInt | None = None
@@ -353,9 +352,7 @@ class AdapterRecipe:
     rank: PositiveInt = 64  # inner width; 64, 16 and 0.05 are the defaults of UniTok's training code
     alpha: PositiveFloat = 16.0  # the update is scaled by alpha / rank
     dropout: Share = 0.05
-    targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
+    targets: list[str] = field(default_factory="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split)
     """Linear layers of the backbone that get an adapter."""
     new_tokens: bool = True  # also train the embedding and output rows of the image tokens; the other rows stay frozen
     bits: Annotated[int, Number, Field(ge=4, le=8, multiple_of=4)] | None = None

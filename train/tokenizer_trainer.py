@@ -39,7 +39,7 @@ from train.data.tokenizer_images import build_source
 from train.discriminators import Adversary, decay_groups, descend
 from train.hardware import WAIT_IN_TRAINING, training_device
 from train.metrics import MetricsLog, Values, as_words
-from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerRecipe, as_yaml
+from train.recipe import CodebookSchedule, EvaluationRecipe, TokenizerLossWeights, TokenizerRecipe, as_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +162,7 @@ class TokenizerTrainer:
     def _losses(self, output: UniTokOutput, pixels_B3HW: Tensor) -> dict[str, Tensor]:
         """The weighted parts of the tokenizer's loss, by name; their sum is trained on."""
         weights, made_B3HW = self.recipe.loss, output.reconstruction_B3HW
-        kinds = {"l1_weight": weights.l1, "l2_weight": weights.l2, "detail_weight": weights.detail}
-        parts = {"reconstruction": reconstruction_loss(made_B3HW, pixels_B3HW, **kinds)}
+        parts = {"reconstruction": reconstruction_loss(made_B3HW, pixels_B3HW, weights)}
         if self.lpips is not None:
             parts["perceptual"] = weights.perceptual * self.lpips(made_B3HW, pixels_B3HW).mean()
         image_loss = torch.stack(list(parts.values())).sum()
@@ -173,8 +172,7 @@ class TokenizerTrainer:
             parts["entropy"] = weights.entropy * output.entropy_loss
         if weights.contrastive:
             features = cast(tuple[Tensor, Tensor], (output.image_features, output.text_features))
-            contrast = contrastive_loss(*features, cast(Tensor, output.logit_scale))
-            parts["contrastive"] = weights.contrastive * contrast
+            parts["contrastive"] = weights.contrastive * contrastive_loss(*features, cast(Tensor, output.logit_scale))
         if self.adversary is not None and self.adversary.schedule.weight(self.step):
             loss = self.adversary.generator_loss(made_B3HW, self.step)
             last_weight = self.unwrapped.decoder.last_weight
@@ -345,15 +343,13 @@ def build_captions(recipe: TokenizerRecipe, config: UniTokConfig) -> EncodeCapti
     return load_captions(recipe.text_tokenizer, vocab_size=config.text_vocab_size, context=config.text_context)
 
 
-def reconstruction_loss(
-    reconstruction_B3HW: Tensor, pixels_B3HW: Tensor, *, l1_weight: float, l2_weight: float, detail_weight: float = 0.0
-) -> Tensor:
+def reconstruction_loss(reconstruction_B3HW: Tensor, pixels_B3HW: Tensor, weights: TokenizerLossWeights) -> Tensor:
     """Mean absolute and mean squared error with UniTok's weights, in float32; more where the image has detail."""
     pixels_B3HW = pixels_B3HW.float()
     difference_B3HW = reconstruction_B3HW.float() - pixels_B3HW
-    error_B3HW = l1_weight * difference_B3HW.abs() + l2_weight * difference_B3HW.square()
-    if detail_weight:
-        error_B3HW = error_B3HW * (1 + detail_weight * detail_of(pixels_B3HW))
+    error_B3HW = weights.l1 * difference_B3HW.abs() + weights.l2 * difference_B3HW.square()
+    if weights.detail:
+        error_B3HW = error_B3HW * (1 + weights.detail * detail_of(pixels_B3HW))
     return error_B3HW.mean()
 
 
@@ -392,8 +388,7 @@ def update_codebooks(
     is_due = step % schedule.every == 0 and schedule.initialise_at < step <= schedule.until * steps
     if not is_due or not quantizer.dead_entries(threshold=schedule.threshold).any():
         return 0
-    features_BNZ = gather_rows(model.features(pixels_B3HW))
-    return quantizer.revive(features_BNZ, threshold=schedule.threshold, generator=generator)
+    return quantizer.revive(gather_rows(model.features(pixels_B3HW)), threshold=schedule.threshold, generator=generator)
 
 
 def require_same_config(file: Path, config: UniTokConfig) -> None:

@@ -39,17 +39,9 @@ from mllm.processor import MLLMProcessor
 from mllm.vocabulary import load_text_tokenizer
 from tokenizer.number_format import fast_dtype
 from tokenizer.unitok import UniTok
-from train import checkpoints
+from train import callbacks, checkpoints
 from train.build_model import build_model, freeze_all_but
-from train.callbacks import (
-    EVAL_PREFIX,
-    WeightAverage,
-    build_callbacks,
-    check_best_metric,
-    inference_model,
-    run_callbacks,
-    validate,
-)
+from train.callbacks import EVAL_PREFIX, WeightAverage
 from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3, newest_checkpoint, resumes
 from train.data.batches import training_batches, validation_batches
 from train.data.packing import Tokenizers
@@ -85,10 +77,10 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         base.backbone.compile(dynamic=False)
     model = trainable_model(recipe, base)
     tokenizers = Tokenizers(text=text_tokenizer, image=image_tokenizer, config=base.config)
-    callbacks = build_callbacks(recipe, image_size=tokenizers.config.image_size)
+    measured = callbacks.build_callbacks(recipe, image_size=tokenizers.config.image_size)
     validation = validation_batches(recipe, tokenizers)
-    names = [name for callback in callbacks for name in callback.names]
-    check_best_metric(arguments.metric_for_best_model, validation, others=names)
+    names = [name for each in measured for name in each.names]
+    callbacks.check_best_metric(arguments.metric_for_best_model, validation, others=names)
     num_batches = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
     trainer = MLLMTrainer(
         model,
@@ -96,7 +88,7 @@ def train_mllm(recipe: MLLMRecipe) -> None:
         arguments=arguments,
         batches=training_batches(recipe, tokenizers, num_batches=num_batches),
         validation=validation,
-        measure=partial(run_callbacks, callbacks, base, tokenizers) if callbacks else None,
+        measure=partial(callbacks.run_callbacks, measured, base, tokenizers) if measured else None,
     )
     trainer.resume(newest_checkpoint(recipe.output))
     save_final(trainer, tokenizers)
@@ -146,13 +138,8 @@ def save_final(trainer: MLLMTrainer, tokenizers: Tokenizers) -> None:
 
 
 class MLLMTrainer(Trainer):
-    """`transformers.Trainer` over packed batches.
-
-    Args:
-        validation: packed batches by task.
-        measure: called with the step in every evaluation, on every process, with the model as it would be saved; gives
-            more numbers for the log.
-    """
+    """`transformers.Trainer` over packed batches. `validation`: packed batches by task. `measure`: called with the step
+    in every evaluation, on every process, with the model as it would be saved; gives more numbers for the log."""
 
     def __init__(
         self,
@@ -195,10 +182,8 @@ class MLLMTrainer(Trainer):
         """Supervised text tokens (by their weight) plus supervised codes, over all ranks and accumulation steps."""
         if not batch_samples:
             return None
-        count_batch = partial(
-            count_items, num_codebooks=self.config.num_codebooks, text_weight=self.config.text_loss_weight
-        )
-        counts = [count_batch(batch["labels"], batch["code_targets"]) for batch in batch_samples]
+        how: Any = {"num_codebooks": self.config.num_codebooks, "text_weight": self.config.text_loss_weight}
+        counts = [count_items(batch["labels"], batch["code_targets"], **how) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
         total = self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
         return total.clamp(min=1)  # where nothing is learned, the loss is 0 and not 0 / 0
@@ -254,10 +239,11 @@ class MLLMTrainer(Trainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Losses by task of the weights that are trained, and what is measured on the model as it would be saved."""
         began = time.monotonic()
-        values = validate(self.model_wrapped, self.validation, self.accelerator, config=self.config, **self.options)
+        how: dict[str, Any] = {"config": self.config, **self.options}
+        values = callbacks.validate(self.model_wrapped, self.validation, self.accelerator, **how)
         if self.measure is not None:
             model: Any = self.model
-            with inference_model(model, without_adapters(model).backbone, self.average):
+            with callbacks.inference_model(model, without_adapters(model).backbone, self.average):
                 measured = self.measure(self.state.global_step)
             values |= {f"{EVAL_PREFIX}{name}": value for name, value in measured.items()}
         self.log(values)

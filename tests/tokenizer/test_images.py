@@ -13,16 +13,7 @@ import torch
 from PIL import Image
 
 from tokenizer import images
-from tokenizer.images import (
-    IMAGE_ENDINGS,
-    PREPARATIONS,
-    ImageProcessor,
-    read_classes,
-    read_image,
-    to_bytes,
-    to_images,
-    to_pixels,
-)
+from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, read_image, to_images
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -169,10 +160,4 @@ def test_pixels_are_rounded_clamped_and_never_nan() -> None:
     pixels_B3HW = levels.view(1, 1, 1, -1).expand(1, 3, 1, -1)
     assert np.asarray(to_images(pixels_B3HW)[0])[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255, 128]
     image = noise(5, 4)  # levels and pixels are inverse
-    assert np.array_equal(np.asarray(to_images(to_pixels(to_bytes(image)[None]))[0]), np.asarray(image))
-
-
-def test_class_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "names.json").write_text('{"cat": "a cat"}', encoding="utf-8-sig")
-    assert read_classes(tmp_path, tmp_path / "names.json") == {"cat": "a cat"}
+    assert np.array_equal(np.asarray(to_images(images.to_pixels(images.to_bytes(image)[None]))[0]), np.asarray(image))

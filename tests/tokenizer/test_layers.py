@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tokenizer import layers
 from tokenizer.config import UniTokConfig
-from tokenizer.layers import AttentionProjection, DropPath, GeGLU, MBConv, SelfAttention, Upsample
+from tokenizer.layers import AttentionProjection, DropPath, MBConv, SelfAttention, Upsample
 from tokenizer.unitok import UniTok
 
 
@@ -32,15 +33,6 @@ def test_attention_equals_its_definition_with_and_without_gradients(causal: bool
     torch.testing.assert_close(layer(hidden_BND), expected)
     with torch.no_grad():  # the fused kernel
         torch.testing.assert_close(layer(hidden_BND), expected)
-
-
-def test_geglu_gates_with_tanh_gelu() -> None:
-    layer = GeGLU(6, 10)
-    hidden_BND = torch.randn(2, 3, 6)
-    normed = F.layer_norm(hidden_BND, (6,), eps=1e-6)
-    x = layer.w0(normed)
-    gate = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-    torch.testing.assert_close(layer(hidden_BND), layer.w2(gate * layer.w1(normed)))
 
 
 def test_drop_path_drops_samples_in_training_only_and_grows_with_depth(small_config: UniTokConfig) -> None:
@@ -68,30 +60,20 @@ def test_upsampling_equals_repetition_then_convolution_with_all_gradients() -> N
     torch.testing.assert_close(fast_gradients, torch.autograd.grad((plain * weights).sum(), inputs))
 
 
-def test_channel_norm_normalises_every_pixel() -> None:
-    norm = layers.ChannelNorm(5)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    hidden_BCHW = torch.randn(2, 5, 3, 4)
-    expected = torch.empty_like(hidden_BCHW)
-    for b, y, x in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
-        expected[b, :, y, x] = F.layer_norm(hidden_BCHW[b, :, y, x], (5,), norm.weight, norm.bias, eps=1e-6)
-    for memory in (torch.contiguous_format, torch.channels_last):
-        torch.testing.assert_close(norm(hidden_BCHW.contiguous(memory_format=memory)), expected)
-
-
-def test_mbconv_is_a_bottleneck_beside_its_shortcut() -> None:
-    for stride in (1, 2):
+def test_mbconv_is_a_bottleneck_of_normalised_pixels_beside_its_shortcut() -> None:
+    for stride, memory in product((1, 2), (torch.contiguous_format, torch.channels_last)):
         block = MBConv(4, 6, 9, stride=stride)
-        hidden_BCHW = torch.randn(2, 4, 8, 6)
-        branch = block.conv3_1x1(F.gelu(block.conv2_kxk(F.gelu(block.conv1_1x1(block.pre_norm(hidden_BCHW))))))
+        for weights in (norm := block.pre_norm).parameters():
+            torch.nn.init.normal_(weights)
+        hidden_BCHW = torch.randn(2, 4, 8, 6).contiguous(memory_format=memory)
+        normed_BCHW = torch.empty_like(hidden_BCHW)
+        for b, y, x in product(range(2), range(8), range(6)):
+            normed_BCHW[b, :, y, x] = F.layer_norm(hidden_BCHW[b, :, y, x], (4,), norm.weight, norm.bias, eps=1e-6)
+        branch = block.conv3_1x1(F.gelu(block.conv2_kxk(F.gelu(block.conv1_1x1(normed_BCHW)))))
         pooled = torch.empty(2, 4, 8 // stride, 6 // stride)
-        for y in range(8 // stride):
-            for x in range(6 // stride):
-                top, left = y * stride, x * stride
-                rows = slice(max(0, top - 1), top + 2) if stride == 2 else slice(top, top + 1)
-                columns = slice(max(0, left - 1), left + 2) if stride == 2 else slice(left, left + 1)
-                pooled[:, :, y, x] = hidden_BCHW[:, :, rows, columns].mean(dim=(2, 3))  # padding is not counted
+        for y, x in product(range(8 // stride), range(6 // stride)):
+            rows, columns = (slice(max(0, 2 * n - 1), 2 * n + 2) if stride == 2 else slice(n, n + 1) for n in (y, x))
+            pooled[:, :, y, x] = hidden_BCHW[:, :, rows, columns].mean(dim=(2, 3))  # padding is not counted
         torch.testing.assert_close(block(hidden_BCHW), branch + block.expand(pooled))
 
 
@@ -110,7 +92,10 @@ def projection_by_loop(module: AttentionProjection, hidden_BNI: Tensor, *, causa
     narrows = hidden_BNI.shape[-1] > out_width
     mixed = F.adaptive_avg_pool1d(torch.stack(outputs).mean(0), out_width) if narrows else torch.cat(outputs, dim=-1)
     hidden_BNO = module.proj(module.norm3(hidden_BNI)) + module.attn.proj(mixed)
-    return hidden_BNO + module.mlp(module.norm2(hidden_BNO))
+    normed_BNO = F.layer_norm(module.norm2(hidden_BNO), (out_width,), eps=1e-6)
+    x = module.mlp.w0(normed_BNO)
+    gate = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    return hidden_BNO + module.mlp.w2(gate * module.mlp.w1(normed_BNO))
 
 
 def test_projection_equals_the_loop() -> None:

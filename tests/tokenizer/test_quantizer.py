@@ -51,9 +51,7 @@ def test_codes_are_the_nearest_entries_by_cosine_and_looked_up_as_unit_vectors(
     assert nearest_entries(torch.ones(1, 3, 2), table_KCE).tolist() == [[0, 0, 0]]
 
 
-def test_losses_are_means_over_codebooks_and_gradients_pass_straight_through(
-    quantizer: MultiCodebookQuantizer, features_BNZ: Tensor
-) -> None:
+def test_losses_are_means_and_gradients_pass_through(quantizer: MultiCodebookQuantizer, features_BNZ: Tensor) -> None:
     quantizer.entropy_temperature = 0.7
     features_BNZ.requires_grad_()
     quantized = quantizer(features_BNZ, with_entropy=True)

@@ -174,8 +174,7 @@ def test_batches_of_one_size_equal_single_images(small_config: UniTokConfig, sco
         expected_KN = tokenizer.encode(to_pixels(image_3HW[None]))[0].numpy()
         assert encoded.grid == again.grid == grid and encoded.codes_KN.dtype == np.uint16
         assert np.array_equal(encoded.codes_KN, expected_KN) and np.array_equal(again.codes_KN, expected_KN)
-    decoded = list(decode_images(as_bytes, tokenizer, batch_size=2))
-    for pixels_3HW, encoded in zip(decoded, as_bytes, strict=True):
+    for pixels_3HW, encoded in zip(decode_images(as_bytes, tokenizer, batch_size=2), as_bytes, strict=True):
         codes_1KN = torch.from_numpy(encoded.codes_KN.astype(np.int64))[None]
         torch.testing.assert_close(pixels_3HW, tokenizer.decode(codes_1KN, grid=encoded.grid)[0])
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from mllm.model import MLLMForConditionalGeneration
+from mllm.vocabulary import load_text_tokenizer
 from tests.train.launching import losses, same, weights
 from tests.train.published_weights import dino_weights, lpips_weights, write_merges, write_tar
 from tokenizer.config import UniTokConfig
 from tokenizer.unitok import UniTok
 from train import recipe as recipes
+from train.build_model import build_model
 from train.recipe import MLLMRecipe, TokenizerRecipe
 from train.text_tokenizer import train_from_recipe
 from train.trainer import train_mllm
@@ -87,6 +90,11 @@ def everything(folder: Path, output: Path, **changes: Any) -> TokenizerRecipe:
         "codebooks": recipes.CodebookSchedule(initialise_at=2, every=2, threshold=0.95),
     }
     return TokenizerRecipe(output=output, **{**settings, **changes})
+
+
+def build(recipe: MLLMRecipe, image_tokenizer: UniTok | None = None) -> MLLMForConditionalGeneration:
+    image_tokenizer = image_tokenizer or UniTok.from_pretrained(recipe.image_tokenizer)
+    return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
 
 
 def check_resumed(recipe: MLLMRecipe, *lost: str) -> None:

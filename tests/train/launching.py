@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from mllm.model import MLLMForConditionalGeneration
 from train.recipe import MLLMRecipe, as_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,12 +39,12 @@ def write_recipe(recipe: object, path: Path) -> Path:
 def command(launcher: str | None, recipe: Path, *, processes: int = 2, module: str = "train.run") -> list[str]:
     """The words that start a recipe; no launcher is one plain process."""
     folder, port = Path(sys.executable).parent, str(free_port())
-    count, plain = ["--multi_gpu", "--num_machines", "1"], ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    machines, plain = ["--multi_gpu", "--num_machines", "1"], ["--mixed_precision", "no", "--dynamo_backend", "no"]
     words = {
         None: [sys.executable, "-m"],
         "torchrun": [f"{folder}/torchrun", "--nproc_per_node", f"{processes}", "--master_port", port, "-m"],
         "deepspeed": [f"{folder}/deepspeed", "--num_accelerators", f"{processes}", "--master_port", port, "--module"],
-        "accelerate": [f"{folder}/accelerate", "launch", *count, "--num_processes", f"{processes}", *plain]
+        "accelerate": [f"{folder}/accelerate", "launch", *machines, "--num_processes", f"{processes}", *plain]
         + ["--main_process_port", port, "-m"],
     }
     return [*words[launcher], *module.split(), str(recipe)]
@@ -80,6 +82,18 @@ def kill_at(words: list[str], log: Path, *, lines: int) -> None:
         member.kill()
     process.wait()
     psutil.wait_procs(family)
+
+
+def scaled_forward(factors: dict[int, float]) -> Callable[..., Any]:
+    """The model's forward with its loss times these factors, by the number of the call (1, 2, ...)."""
+    forward, calls = MLLMForConditionalGeneration.forward, count(1)
+
+    def scaled(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.loss = output.loss * factors.get(next(calls), 1.0)
+        return output
+
+    return scaled
 
 
 @contextmanager

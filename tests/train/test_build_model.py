@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mllm.model import MLLMForConditionalGeneration
 from mllm.vocabulary import load_text_tokenizer, save_text_tokenizer
+from tests.train.conftest import build
 from tests.train.launching import changed, launch, write_recipe
 from tokenizer.unitok import UniTok
 from train.build_model import build_model
@@ -35,8 +36,7 @@ def recipe(mllm_recipe: MLLMRecipe, tmp_path: Path) -> MLLMRecipe:
 
 def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
     """Everything comes from where it should."""
-    theirs = AutoModelForCausalLM.from_pretrained(recipe.backbone).state_dict()
-    for name, value in theirs.items():
+    for name, value in AutoModelForCausalLM.from_pretrained(recipe.backbone).state_dict().items():
         ours = weights[name.replace("model.", "backbone.")]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             assert ours.shape[0] == NUM_TOKENS + 3
@@ -52,11 +52,6 @@ def check_weights(weights: dict[str, torch.Tensor], recipe: MLLMRecipe) -> None:
         return
     head = weights["code_head.layers.0.mlp.up_proj.weight"]
     assert 0.01 < head.std() < 0.04 and weights["code_head.norm.weight"].eq(1).all()
-
-
-def build(recipe: MLLMRecipe, image_tokenizer: UniTok | None = None) -> MLLMForConditionalGeneration:
-    image_tokenizer = image_tokenizer or UniTok.from_pretrained(recipe.image_tokenizer)
-    return build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
 
 
 def test_any_language_model_gets_eyes_and_hands(recipe: MLLMRecipe, tmp_path: Path) -> None:
@@ -125,9 +120,7 @@ def test_what_does_not_fit_the_start_is_refused(mllm_recipe: MLLMRecipe, recipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["draws", "understands", "grows"])
-def test_under_zero3_the_weights_are_the_same(
-    mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path, kind: str
-) -> None:
+def test_zero3_keeps_the_weights(mllm_recipe: MLLMRecipe, recipe: MLLMRecipe, tmp_path: Path, kind: str) -> None:
     """Around a language model, and with tokens and positions added to a model of ours."""
     if kind == "understands":
         recipe = replace(recipe, model={**recipe.model, **UNDERSTANDING})
@@ -149,9 +142,7 @@ def test_under_zero3_the_weights_are_the_same(
             check_weights(weights, recipe)
 
 
-def test_a_model_of_one_size_can_be_trained_to_plan_and_then_on_many_sizes(
-    mllm_recipe: MLLMRecipe, tmp_path: Path
-) -> None:
+def test_a_model_of_one_size_can_learn_to_plan_and_then_many_sizes(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     def check_grown(before: MLLMForConditionalGeneration, after: MLLMForConditionalGeneration) -> None:
         old, new = before.state_dict(), after.state_dict()
         assert all(torch.equal(new[name][: len(value)], value) for name, value in old.items())

@@ -78,15 +78,12 @@ def test_bundling_halves_the_language_model_and_records_its_source(run: Path, tm
     assert source["image_tokenizer_stages"] == [IMAGE_TOKENIZER_STAGE]
 
 
-def test_bundling_replaces_nothing_but_a_bundled_model(run: Path, tmp_path: Path) -> None:
+def test_bundling_spares_folders_and_needs_no_git(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in (run, run / "final", tmp_path, tmp_path / "file"):
         (tmp_path / "file").write_text("kept")
         with pytest.raises(ValueError, match="must be new, empty or a bundled model"):
             main([str(run / "final"), str(folder)])
     assert (run / "final" / "model.safetensors").is_file() and (tmp_path / "file").read_text() == "kept"
-
-
-def test_bundling_works_without_git(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert main([str(run / "final"), str(tmp_path / "empty")]) == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.train.published_weights import dino_weights
 from train import discriminators
 from train.discriminators import AdversarialSchedule, DinoFeatures, Discriminator
-from train.recipe import AdversarialRecipe
+from train.recipe import AdversarialRecipe, TokenizerLossWeights
 from train.tokenizer_trainer import contrastive_loss, detail_of, reconstruction_loss
 
 BLOCKS = (0, 2)
@@ -38,9 +38,7 @@ def test_shifts_and_cutouts_are_by_single_pixels_and_filled_with_zeros() -> None
                 assert torch.equal(cut[row, :, y, x], torch.zeros(3) if is_cut else before[row, :, y, x])
 
 
-def test_augmentation_repeats_with_its_generator_and_two_processes_draw_what_one_would(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_augmentation_repeats_and_two_processes_draw_what_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
     before, augment = images(4).requires_grad_(), partial(discriminators.augment, probability=1.0, cutout=0.25)
     changed = augment(before, torch.Generator().manual_seed(1), blur=0.3)
     assert not torch.equal(changed, before)
@@ -57,7 +55,7 @@ def test_augmentation_repeats_with_its_generator_and_two_processes_draw_what_one
 
 
 def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
-    """Features of pixels (3, H, W) in [-1, 1], one head of width 64, no resampling of positions."""
+    """Features of pixels (3, 42, 42) in [-1, 1], one head of width 64, 5 x 5 positions resampled to 3 x 3."""
 
     def linear(name: str, rows: Tensor) -> Tensor:
         return F.linear(rows, state[f"{name}.weight"], state[f"{name}.bias"])
@@ -73,7 +71,10 @@ def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
         for x in range(0, pixels.shape[2], 14):
             patch = pixels[:, y : y + 14, x : x + 14]
             rows.append((kernel * patch).sum((1, 2, 3)) + state["patch_embed.proj.bias"])
-    hidden = torch.cat([state["cls_token"][0], torch.stack(rows)]) + state["pos_embed"][0]
+    grid = state["pos_embed"][:, 1:].reshape(1, 5, 5, 64).permute(0, 3, 1, 2)
+    resampled = F.interpolate(grid, mode="bicubic", scale_factor=(3 + 0.1) / 5).permute(0, 2, 3, 1).reshape(9, 64)
+    positions = torch.cat([state["pos_embed"][0, :1], resampled])
+    hidden = torch.cat([state["cls_token"][0], torch.stack(rows)]) + positions
     found = []
     for index in range(3):
         name = f"blocks.{index}"
@@ -87,7 +88,7 @@ def dino_by_loop(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
 
 
 def test_dino_features_equal_a_plain_transformer_and_are_frozen() -> None:
-    state = dino_weights(side=3)
+    state = dino_weights()
     pixels = (torch.rand(2, 3, 42, 42) * 2 - 1).requires_grad_()
     features = DinoFeatures(state, image_size=42, blocks=BLOCKS).train()
     levels = features(pixels)
@@ -174,9 +175,11 @@ def test_reconstruction_loss_equals_its_definition() -> None:
     made, real = torch.randn(2, 2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     differences = [(a - b).item() for a, b in zip(made.flatten(), real.flatten(), strict=True)]
     expected = sum(0.3 * abs(d) + 0.7 * d * d for d in differences) / len(differences)
-    assert reconstruction_loss(made, real, l1_weight=0.3, l2_weight=0.7).item() == pytest.approx(expected, rel=1e-5)
+    assert reconstruction_loss(made, real, TokenizerLossWeights(l1=0.3, l2=0.7)).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     weighted = ((made - real).abs() * (1 + 2 * detail_of(real))).mean()
-    found = reconstruction_loss(made, real, l1_weight=1.0, l2_weight=0.0, detail_weight=2.0)
+    found = reconstruction_loss(made, real, TokenizerLossWeights(l1=1.0, l2=0.0, detail=2.0))
     torch.testing.assert_close(found, weighted)
     pixels = torch.full((1, 3, 9, 20), -1.0)
     pixels[:, 1, :, 10:] = 1.0  # a border: detail is 1 around it, and 0 on flat ground
@@ -221,20 +224,6 @@ def test_blur_equals_a_weighted_mean_of_the_neighbours() -> None:
                 pixel = before[0, :, reflect(y + i - radius), reflect(x + j - radius)]
                 expected += down * right * pixel / sum(weights) ** 2
         torch.testing.assert_close(after[0, :, y, x], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_positions_are_resampled_as_dinov2_does() -> None:
-    positions = torch.randn(1, 26, 8)
-    found = discriminators.resampled_positions(positions, 3)
-    assert torch.equal(found[:, :1], positions[:, :1])
-    grid = positions[:, 1:].reshape(1, 5, 5, 8).permute(0, 3, 1, 2)
-    expected, plain = (
-        F.interpolate(grid, mode="bicubic", **how).permute(0, 2, 3, 1).reshape(1, 9, 8)
-        for how in ({"scale_factor": (3 + 0.1) / 5}, {"size": (3, 3)})
-    )
-    torch.testing.assert_close(found[:, 1:], expected)
-    assert not torch.allclose(expected, plain, atol=1e-3)  # the 0.1 makes a difference
-    assert discriminators.resampled_positions(positions, 5) is positions
 
 
 def test_images_are_cropped_half_of_the_time_and_resized_otherwise() -> None:

@@ -59,10 +59,8 @@ def test_the_bundled_model_is_rebuilt_from_nothing(tmp_path: Path, settings: dic
     assert source["scores"]["count"] == 2
     one, two = (sorted((runs / name / "codes" / "shards").iterdir()) for name in ("tiny_first", "tiny"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    pipeline = Pipeline.load(model)
-    assert pipeline.draw("a red circle", seed=1)[0].size == (256, 256)
-    commands = (tmp_path / "commands").read_text().splitlines()
-    assert sum(line.startswith("train tiny ") for line in commands) == 4
+    assert Pipeline.load(model).draw("a red circle", seed=1)[0].size == (256, 256)
+    assert sum(line.startswith("train tiny ") for line in (tmp_path / "commands").read_text().splitlines()) == 4
 
 
 @pytest.mark.slow

@@ -11,37 +11,31 @@ from peft import PeftModel
 from PIL import Image
 
 from mllm.checkpoint import find_model_folder
-from mllm.conversation import CodesPart, Message, TextPart
+from mllm.conversation import CodesPart
 from mllm.model import MLLMForConditionalGeneration
 from mllm.pipeline import Pipeline
 from mllm.processor import MLLMProcessor
 from mllm.vocabulary import added_ids, load_text_tokenizer
-from tests.train.conftest import check_resumed
-from tests.train.data.raw_data import prepared
+from tests.train.conftest import build, check_resumed
+from tests.train.data.raw_data import of_class, prepared
 from tests.train.launching import changed, losses, weights
 from tests.train.test_distributed_training import MODELS
 from tokenizer.unitok import UniTok
 from train import trainer as training
 from train.build_model import build_model
-from train.data.records import Record
 from train.data.shards import CodeSource
 from train.lora import merge_folder
 from train.recipe import AdapterRecipe, ClassData, MLLMData, MLLMRecipe, Validation
 from train.trainer import train_mllm
 
 
-def test_a_class_conditional_model_learns_its_own_codes_and_resumes_exactly(
-    mllm_recipe: MLLMRecipe, tmp_path: Path
-) -> None:
+def test_a_model_of_classes_learns_its_own_codes_and_resumes_exactly(mllm_recipe: MLLMRecipe, tmp_path: Path) -> None:
     """Two classes with one image each: after a few steps each is drawn by its number."""
     model = {**mllm_recipe.model, **MODELS["class"], "num_classes": 2, "image_guidance": 1.0}
     # a row holds four samples of a class and four positions, and two positions of padding
     recipe = changed(mllm_recipe, {"max_steps": 80, "save_steps": 78}, ema_decay=0.0, model=model, length=22)
     codes_EKN = np.random.default_rng(0).integers(0, 16, (2, 2, 4)).astype(np.uint16)
-    records = []
-    for label in (0, 1):
-        answer = Message("assistant", (CodesPart(codes_EKN[label], (2, 2)),))
-        records.append(Record("class", (Message("user", (TextPart(str(label)),)), answer), "made", str(label)))
+    records = [of_class(label, [codes_EKN[label]]) for label in (0, 1)]
     prepared(tmp_path / "codes", [records], CodeSource.of(UniTok.from_pretrained(recipe.image_tokenizer)))
     classes = ClassData(folders=[tmp_path / "codes"])
     with pytest.raises(ValueError, match="class_dropout"):
@@ -76,8 +70,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         model={"prompt_style": "native"},
         trainable=["projector", "backbone", "text_embedding", "lm_head"],
     )
-    tokenizer = UniTok.from_pretrained(mllm_recipe.image_tokenizer)
-    before = build_model(first, load_text_tokenizer(first.text_tokenizer), tokenizer).state_dict()
+    before = build(first).state_dict()
     text = {"backbone.layers", "backbone.norm", "backbone.embed_tokens", "lm_head.weight"}
     for recipe, moved in ((first, set()), (second, text)):
         train_mllm(recipe)
@@ -86,7 +79,7 @@ def test_the_stages_of_understanding_move_what_they_should(mllm_recipe: MLLMReci
         parts = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
         assert before.keys() == after.keys() and parts == {"code_embedding.projector", *moved}
         before = after
-    for name, value in tokenizer.post_quant_proj.state_dict().items():
+    for name, value in UniTok.from_pretrained(mllm_recipe.image_tokenizer).post_quant_proj.state_dict().items():
         assert torch.equal(before[f"code_embedding.projection.{name}"], value), "the image tokenizer's own, still"
     pipeline = Pipeline.load(second.output / "final", device="cpu")
     assert isinstance(pipeline.ask(Image.new("RGB", (32, 32)), "What color is it?", max_new_tokens=3), str)
@@ -120,9 +113,7 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same_model(
-    mllm_recipe: MLLMRecipe, tied: bool
-) -> None:
+def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges(mllm_recipe: MLLMRecipe, tied: bool) -> None:
     recipe = on_a_new_model(mllm_recipe, tied=tied)
     train_mllm(recipe)
     final, merged = recipe.output / "final", recipe.output / "merged"
@@ -146,9 +137,7 @@ def test_what_is_trained_is_saved_alone_resumes_exactly_and_merges_into_the_same
         merge_folder(final, recipe.output / "out")
 
 
-def test_what_is_trained_beside_bfloat16_weights_is_float32_and_the_model_still_draws(
-    mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_is_trained_beside_bfloat16_weights(mllm_recipe: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     validation = Validation(batches=1, prompts=["a red circle"])
     recipe = changed(on_a_new_model(mllm_recipe, steps=1), {"bf16": True, "eval_steps": 1}, validation=validation)
     found, build = set(), training.trainable_model

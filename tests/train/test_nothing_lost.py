@@ -36,9 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.endswith(".lock")}
 
 
-def test_a_full_disk_leaves_what_stood_before(
-    tmp_path: Path, random_model_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disks_harm_nothing(tmp_path: Path, random_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "disk"
     there.mkdir()
     image, questions, model = tmp_path / "a.png", tmp_path / "gqa.jsonl", ["--model", str(random_model_folder)]

@@ -145,9 +145,7 @@ def test_the_bundled_models_recipes_fit_together() -> None:
         assert getattr(config, name) == getattr(bundled, name), name
 
 
-def test_what_launchers_start_says_what_is_wrong_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_launchers_say_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "--local_rank=0", "tiny", "--lenght", "3"])  # as deepspeed starts it
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("train.run", run_name="__main__")

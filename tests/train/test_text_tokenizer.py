@@ -24,6 +24,10 @@ def test_words_of_records_become_pieces_framed_as_in_training(tmp_path: Path) ->
     (records / "text.jsonl").write_text(json.dumps({"text": "An octopus has three hearts."}) + "\n")
     said = [" Which animal?", "ASSISTANT:", " an octopus", "USER:", " An octopus has three hearts.", "USER:"]
     assert list(record_sentences([records])) == said
+    parts = [pair([text], source := CodeSource("0123", 3, 16), 0) for text in ("a red house", "an old tree")]
+    (tmp_path / "a.csv").write_text("file_name,text\na.png,a red house\nb.png,an old tree\n")
+    of_shards = list(record_sentences([prepared(tmp_path / "shards", [parts], source)]))
+    assert of_shards == list(record_sentences([tmp_path / "a.csv"])), "prepared folders are read like raw records"
     (records / "chat.jsonl").write_text((json.dumps({"messages": CHAT}) + "\n") * 40)
     train_from_recipe(TextTokenizerRecipe(output=path, vocab_size=310, records=[records]))
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -36,10 +40,3 @@ def test_a_broken_record_is_named_and_so_is_a_file_without_any(tmp_path: Path) -
         (tmp_path / "a.jsonl").write_text(content)
         with pytest.raises(ValueError, match=said):
             train_from_recipe(TextTokenizerRecipe(output=tmp_path / "a.model", records=[tmp_path / "a.jsonl"]))
-
-
-def test_prepared_folders_are_read_like_raw_records(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("file_name,text\na.png,a red house\nb.png,an old tree\n")
-    rows = [pair([caption], CodeSource("0123", 3, 16), 0) for caption in ("a red house", "an old tree")]
-    shards = prepared(tmp_path / "shards", [rows], CodeSource("0123", 3, 16))
-    assert list(record_sentences([shards])) == list(record_sentences([tmp_path / "a.csv"]))

@@ -1,6 +1,5 @@
 """Training the unified model: it learns, resumes exactly, skips bad steps, and its numbers mean what they say."""
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -12,9 +11,9 @@ import torch
 from PIL import Image
 
 from mllm.model import MLLMForConditionalGeneration
-from tests.train.launching import ROOT, changed, launch, losses, same, weights, write_recipe
+from tests.train.launching import ROOT, changed, launch, losses, same, scaled_forward, weights, write_recipe
 from train import recipe as recipes
-from train.checkpoints import ZERO_2, ZERO_3
+from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
 from train.trainer import LossMonitor, check_supported, prepare_output, train_mllm, training_arguments
@@ -30,17 +29,7 @@ def short(mllm_recipe: MLLMRecipe) -> MLLMRecipe:
 def scale_loss(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Factors of the loss in these calls of the model (1, 2, ...); the test fills them in."""
     factors: dict[int, float] = {}
-    calls = 0
-    forward = MLLMForConditionalGeneration.forward
-
-    def counted(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
-        nonlocal calls
-        output = forward(self, *args, **kwargs)
-        calls += 1
-        output.loss = output.loss * factors.get(calls, 1.0)
-        return output
-
-    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", counted)
+    monkeypatch.setattr(MLLMForConditionalGeneration, "forward", scaled_forward(factors))
     return factors
 
 
@@ -69,17 +58,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, opti
     assert losses(recipe.output) == whole
     assert same(weights(recipe.output / "final"), final)
     assert not (recipe.output / ".unfinished" / "checkpoint-4").exists()
-
-
-def test_a_finished_run_keeps_its_recipe(short: MLLMRecipe) -> None:
-    def prepared(step: int, **changes: object) -> MLLMRecipe:
-        (short.output / f"checkpoint-{step}").mkdir(parents=True)
-        recipe = dataclasses.replace(short, **changes)
-        prepare_output(recipe, training_arguments(recipe))
-        return recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output / "recipe.yaml"))
-
-    assert prepared(2, rows=3).rows == 3  # resumes
-    assert prepared(3, rows=5).rows == 3
+    prepare_output(changed(recipe, rows=5), training_arguments(recipe))  # a finished run keeps its recipe
+    assert recipes.resolve(MLLMRecipe, recipes.read_yaml(recipe.output / "recipe.yaml")) == recipe
 
 
 def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe: MLLMRecipe) -> None:
@@ -97,9 +77,7 @@ def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe:
     assert all(0 <= share < 1 for share in losses(recipe.output, "padding_share").values())
 
 
-def test_allowed_bad_steps_leave_the_weights_alone_and_one_more_ends_the_run_before_it_is_saved(
-    short: MLLMRecipe, scale_loss: dict[int, float]
-) -> None:
+def test_bad_steps_change_nothing_and_one_too_many_ends_a_run(short: MLLMRecipe, scale_loss: dict[int, float]) -> None:
     scale_loss |= {2: float("nan"), 4: float("inf")}  # the third step, done again, is the fourth call
     recipe = changed(short, {"save_steps": 1}, bad_steps=BadSteps(allowed=1))
     train_mllm(recipe)
@@ -189,6 +167,14 @@ def test_checkpointing_and_slices_change_no_loss(short: MLLMRecipe) -> None:
 
 
 def test_what_cannot_be_is_refused_before_training(short: MLLMRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what needs complete weights, with ZeRO-3."""
+    muon = changed(short, optimizer=OptimizerRecipe(name="muon"))
+    wanted = (Validation(prompts=["a red circle"]), Validation(world=recipes.WorldInLoop()))
+    whole = (changed(short, ema_decay=0.9), *(changed(short, validation=each) for each in wanted))
+    for recipe, zero, named in ((muon, ZERO_2, "muon"), *((recipe, ZERO_3, "with ZeRO-3") for recipe in whole)):
+        check_supported(recipe, UNSHARDED if recipe is muon else ZERO_2)
+        with pytest.raises(ValueError, match=named):
+            check_supported(recipe, zero)
     for trainer, named in (({"learning_rat": 1.0}, "learning_rat"), ({"max_steps": -3}, "at least 1, got -3")):
         with pytest.raises(ValueError, match=named):
             train_mllm(changed(short, trainer))
@@ -201,31 +187,11 @@ def test_what_cannot_be_is_refused_before_training(short: MLLMRecipe, monkeypatc
         train_mllm(changed(short, optimizer=OptimizerRecipe(name="adamw8bit")))
 
 
-def test_what_needs_complete_weights_is_refused_with_zero_3(mllm_recipe: MLLMRecipe) -> None:
-    plain = dataclasses.replace(mllm_recipe, ema_decay=0.0)
-    prompts, world = (Validation(prompts=["a red circle"]), Validation(world=recipes.WorldInLoop()))
-    for recipe in (mllm_recipe, *(dataclasses.replace(plain, validation=each) for each in (prompts, world))):
-        check_supported(recipe, ZERO_2)
-        with pytest.raises(ValueError, match="with ZeRO-3"):
-            check_supported(recipe, ZERO_3)
-    with pytest.raises(ValueError, match="muon"):
-        check_supported(dataclasses.replace(plain, optimizer=OptimizerRecipe(name="muon")), ZERO_2)
-
-
-def test_arguments_of_the_library(short: MLLMRecipe) -> None:
+def test_arguments_and_a_warning_where_a_rate_cannot_fall(short: MLLMRecipe, caplog: pytest.LogCaptureFixture) -> None:
     """Processes wait for the first one, which encodes, draws and answers; the library's limit is half an hour."""
     assert training_arguments(short).ddp_timeout_delta == WAIT_IN_TRAINING > timedelta(hours=1)
-    text = recipes.as_yaml(short).replace("\ntrainer:", "\ntrainer:\n  save_strategy: no")  # YAML reads false
-    (short.output.parent / "recipe.yaml").write_text(text)
-    again = recipes.resolve(MLLMRecipe, recipes.read_yaml(short.output.parent / "recipe.yaml"))
-    assert training_arguments(again).save_strategy == "no"
-
-
-def test_a_run_too_short_for_its_learning_rate_to_fall_is_warned_of(
-    short: MLLMRecipe, caplog: pytest.LogCaptureFixture
-) -> None:
+    assert training_arguments(changed(short, {"save_strategy": False})).save_strategy == "no"  # YAML reads false
     schedule = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 100, "max_steps": 1000}
     for decay, warned in ((900, False), (4500, True)):
-        trainer = {**short.trainer, **schedule, "lr_scheduler_kwargs": {"num_decay_steps": decay}}
-        training_arguments(dataclasses.replace(short, trainer=trainer))
+        training_arguments(changed(short, {**schedule, "lr_scheduler_kwargs": {"num_decay_steps": decay}}))
         assert ("begins at 20 % of the learning rate" in caplog.text) == warned

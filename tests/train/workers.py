@@ -12,10 +12,9 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.integrations import HfDeepSpeedConfig
 
 from mllm.model import MLLMForConditionalGeneration
-from mllm.vocabulary import load_text_tokenizer
 from tests.mllm.tiny_folder import random_image, turn
-from tokenizer.unitok import UniTok
-from train.build_model import build_model
+from tests.train.conftest import build
+from tests.train.launching import scaled_forward
 from train.checkpoints import gathered
 from train.recipe import MLLMRecipe, read_yaml, resolve
 from train.trainer import train_mllm, training_arguments
@@ -23,8 +22,7 @@ from train.trainer import train_mllm, training_arguments
 
 def report_zero3(recipe: MLLMRecipe, report: Path) -> None:
     arguments = training_arguments(recipe)
-    image_tokenizer = UniTok.from_pretrained(recipe.image_tokenizer)
-    model = build_model(recipe, load_text_tokenizer(recipe.text_tokenizer), image_tokenizer)
+    model = build(recipe)
     held = sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in model.parameters())
     total = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     values = {}
@@ -34,19 +32,6 @@ def report_zero3(recipe: MLLMRecipe, report: Path) -> None:
     values |= {name: buffer.clone() for name, buffer in model.named_buffers() if "code_embedding" in name}
     torch.save(values, report / f"weights-{arguments.process_index}.pt")
     (report / f"held-{arguments.process_index}.json").write_text(json.dumps({"held": held, "total": total}))
-
-
-def train_with_bad_step(recipe: MLLMRecipe) -> None:
-    forward, calls = MLLMForConditionalGeneration.forward, []
-
-    def broken(self: MLLMForConditionalGeneration, *args: object, **kwargs: object) -> object:
-        calls.append(1)
-        output = forward(self, *args, **kwargs)
-        output.loss = output.loss * (float("nan") if len(calls) == 2 else 1.0)
-        return output
-
-    MLLMForConditionalGeneration.forward = broken
-    train_mllm(recipe)
 
 
 def answer_together(folder: str) -> None:
@@ -75,6 +60,7 @@ if __name__ == "__main__":
         case "zero3", file, folder:
             report_zero3(resolve(MLLMRecipe, read_yaml(Path(file))), Path(folder))
         case "bad_step", file:
-            train_with_bad_step(resolve(MLLMRecipe, read_yaml(Path(file))))
+            MLLMForConditionalGeneration.forward = scaled_forward({2: float("nan")})
+            train_mllm(resolve(MLLMRecipe, read_yaml(Path(file))))
         case "answer", folder:
             answer_together(folder)

@@ -54,8 +54,7 @@ def validation_batches(recipe: MLLMRecipe, tokenizers: Tokenizers) -> dict[str, 
             )
         seed = recipe.classes.seed + HELD_OUT_SEED
         classes = replace(recipe.classes, world_images=HELD_OUT_EPISODES, class_dropout=0.0, seed=seed)
-        folder = recipe.output / "class_codes-validation"
-        sources["draw_class"] = class_sequences(classes, folder, tokenizers, shape)
+        sources["draw_class"] = class_sequences(classes, recipe.output / "class_codes-validation", tokenizers, shape)
     elif recipe.data.shards:
         mixed = replace(recipe.data, prompt_dropout=0.0, packing_buffers=1)
         for source in wanted.shards:
@@ -89,11 +88,9 @@ def check_length(data: WorldData, tokenizers: Tokenizers, length: int) -> None:
     drawn.refill(PackingBuffer(0))
 
 
-def encode_world(
-    data: WorldData, folder: Path, tokenizers: Tokenizers, *, num_workers: int = 1
-) -> tuple[EpisodeSet, ShardFolder]:
+def encode_world(data: WorldData, folder: Path, tokenizers: Tokenizers) -> tuple[EpisodeSet, ShardFolder]:
     episodes = world_episodes(data, tokenizers)
-    return episodes, encode_rendered(episodes, folder, tokenizers.image, num_workers=num_workers, in_memory=True)
+    return episodes, encode_rendered(episodes, folder, tokenizers.image, in_memory=True)
 
 
 def world_episodes(data: WorldData, tokenizers: Tokenizers) -> EpisodeSet:

@@ -74,14 +74,11 @@ class ClassSequences(SequenceSource):
 
     def refill(self, buffer: PackingBuffer) -> None:
         """Take all samples of a batch before its first row; they have the same length and fill it exactly."""
-        if buffer.sample:
-            return
         rng = Random(f"class batch/{self.data.seed}/{buffer.index}")
         for number in range(buffer.index * self.num_samples, (buffer.index + 1) * self.num_samples):
             epoch, place = divmod(number, len(self.folders[0]))
             image = int(epoch_order(len(self.folders[0]), self.data.seed, epoch)[place])
             buffer.waiting.append(Waiting(self.sequence(image, rng)))
-        buffer.sample = self.num_samples
 
     def sequence(self, image: int, rng: Random) -> TokenSequence:
         record = rng.choice(self.folders)[image]

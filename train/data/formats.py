@@ -6,7 +6,6 @@ interleaved documents, codes) have a function each; the others are a question an
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -122,12 +121,13 @@ def read_cauldron(row: Row, folder: Path) -> Record:
 def read_chat(row: Row, folder: Path) -> Record:
     """A single assistant message is a document."""
     messages, images = _lists({"images": [], **{k: v for k, v in row.items() if v is not None}}, "messages", "images")
-    listed, turns = iter(images), _objects(messages, "messages")
+    left = iter(images)
+    listed = (find_image(image, folder) for image in left)
     said = [
-        (turn.get("role"), tuple(_content_parts(_content_items(turn.get("content"), bool(images)), listed, folder)))
-        for turn in turns
+        (turn.get("role"), tuple(_content_parts(turn.get("content"), listed, folder, marked=bool(images))))
+        for turn in _objects(messages, "messages")
     ]
-    if num_left := len(list(listed)):
+    if num_left := len(list(left)):
         raise BadRecord(f"messages must show all images, got {num_left} that none shows; add their items")
     made = [message(role, *parts) for role, parts in _after_system(said)]
     if [turn.role for turn in made] == ["assistant"]:
@@ -151,28 +151,20 @@ def _after_system(said: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Role, Any]]
                 raise BadRecord(f"a speaker must be one of {', '.join(SPEAKERS)}, got {short(speaker)}; fix it")
 
 
-def _content_items(content: Any, with_markers: bool) -> list[dict[str, Any]]:
+def _content_parts(content: Any, listed: Iterator[RecordPart], folder: Path, *, marked: bool) -> Iterator[RecordPart]:
     """Text and image items; in a string, each <image> is one, as LLaMA-Factory and ms-swift write them."""
-    if not isinstance(content, str):
-        return _objects(content, "content that is no string")
-    if not with_markers or MARKER not in content:
-        return [{"type": "text", "text": content}]
-    pieces = [piece.strip() for piece in re.split(f"({MARKER})", content)]
-    return [{"type": "image"} if piece == MARKER else {"type": "text", "text": piece} for piece in pieces if piece]
-
-
-def _content_parts(items: list[dict[str, Any]], listed: Iterator[Any], folder: Path) -> Iterator[RecordPart]:
-    for item in items:
+    if isinstance(content, str):
+        yield from _marked_parts(content, listed) if marked and MARKER in content else [TextPart(content)]
+        return
+    for item in _objects(content, "content that is no string"):
         match item:
             case {"type": "text", "text": str(text)}:
                 yield TextPart(text)
             case {"type": "image" | "image_url"}:
                 # Parquet files hold every key in every item, mostly empty
                 named = (item if key in BYTES_KEYS else item[key] for key in IMAGE_KEYS if item.get(key))
-                image = next(named, None) or next(listed, None)
-                if image is None:
-                    raise BadRecord("an image item must have an image, got no path and none left in `images`; add it")
-                yield find_image(image, folder)
+                image = next(named, None)
+                yield find_image(image, folder) if image else _next_of(listed)
             case _:
                 raise BadRecord(f"items of a message must be of type text or image, got {short(item)}; fix it")
 
@@ -201,15 +193,22 @@ def _llava_turns(conversation: Any, images: list[Any]) -> list[Message]:
     texts = [f"{v.strip()}\n" if who == "system" else v for who, v in zip(speakers, values, strict=True)]
     left = iter(images)
     said = _after_system(zip(speakers, texts, strict=True))
-    return [message(role, *_llava_parts(text, left)) for role, text in said]
+    return [message(role, *_marked_parts(text, left)) for role, text in said]
 
 
-def _llava_parts(value: str, images: Iterator[Any]) -> Iterator[RecordPart]:
-    for index, text in enumerate(value.split(MARKER)):
+def _marked_parts(text: str, images: Iterator[RecordPart]) -> Iterator[RecordPart]:
+    for index, words in enumerate(text.split(MARKER)):
         if index:
-            yield next(images)
-        if text.strip():
-            yield TextPart(text.strip())
+            yield _next_of(images)
+        if words.strip():
+            yield TextPart(words.strip())
+
+
+def _next_of(images: Iterator[RecordPart]) -> RecordPart:
+    image = next(images, None)
+    if image is None:
+        raise BadRecord("an image item must have an image, got no path and none left in `images`; add it")
+    return image
 
 
 def read_captions(row: Row, folder: Path) -> Record:
@@ -243,36 +242,27 @@ def read_codes(row: Row, folder: Path) -> Record:
     mllm_pretrain, mllm_finetune: `text` is a JSON list of LLaVA's turns; anything else: `text` is a document."""
     kind = row.get("data_type")
     captions = [str(row[key]) for key in ("text", "InVL_caption") if row.get(key, UNUSED) not in (UNUSED, None)]
-    codes = _find_codes(row)
+    named = [name for name in row if name.startswith(CODES_PREFIX) and row[name] not in (UNUSED, None, "", [])]
+    codes = _codes_part(row[named[0]], named[0], row) if named else None
     match kind:
         case "T2I" | "image_text" | "I2T" if codes is None:
             raise BadRecord(f"a record of kind {kind} must have codes, got {sorted(row)}; add {CODES_PREFIX}256")
-        case "T2I":
-            return records.pair_record(captions, codes, kind="draw")
-        case "image_text":
-            return records.pair_record(captions, codes)
+        case "T2I" | "image_text":
+            return records.pair_record(captions, codes, kind="draw" if kind == "T2I" else "pair")
         case "I2T":
             if not captions:
                 raise BadRecord("an image must have a caption, got 'no' in text and InVL_caption; write one")
             return records.chat_record([message("user", codes), message("assistant", TextPart(captions[-1]))])
         case "mllm_pretrain" | "mllm_finetune":
-            return records.chat_record(
-                _llava_turns(_from_json(row.get("text"), "text"), [] if codes is None else [codes])
-            )
+            turns = _from_json(row.get("text"), "text")
+            return records.chat_record(_llava_turns(turns, [] if codes is None else [codes]))
         case _:
             return records.document_record([TextPart(caption) for caption in captions[:1]])
 
 
-def _find_codes(row: Row) -> CodesPart | None:
-    """The codes of a record: a JSON string of K lists of N numbers, or of one list (one codebook)."""
-    names = [name for name in row if name.startswith(CODES_PREFIX) and row[name] not in (UNUSED, None, "", [])]
-    if not names:
-        return None
-    values = row[names[0]]
-    return _codes_part(_from_json(values, names[0]) if isinstance(values, str) else values, names[0], row)
-
-
 def _codes_part(values: Any, name: str, row: Row) -> CodesPart:
+    """Codes of K lists of N numbers, or of one list (one codebook), perhaps in a JSON string."""
+    values = _from_json(values, name) if isinstance(values, str) else values
     try:
         codes_KN = np.atleast_2d(np.array(values))
     except ValueError as error:

@@ -88,12 +88,9 @@ def sample_sequence(
 
 
 def choose_sample(record: Record, rng: Random, *, prompt_dropout: float, describe_share: float) -> list[Message]:
-    """The messages that are learned from a record this time.
-
-    Args:
-        prompt_dropout: share of the samples that draw whose instruction (or class) is dropped, for guidance.
-        describe_share: share of the captioned images whose caption is learned from the image instead.
-    """
+    """The messages that are learned from a record this time. `prompt_dropout`: share of the samples that draw whose
+    instruction (or class) is dropped, for guidance. `describe_share`: share of the captioned images whose caption is
+    learned from the image instead."""
     match record.kind:
         case "document":
             return list(record.messages)

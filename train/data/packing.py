@@ -69,7 +69,7 @@ class SequenceSource(ABC):
 
     @abstractmethod
     def refill(self, buffer: PackingBuffer) -> None:
-        """Add the sequences that should wait before a row is filled."""
+        """Add the sequences that should wait before a row is filled, or all of a batch that has its own buffer."""
 
     def piece(self, buffer: int, sample: int, piece: int) -> TokenSequence:
         """A sequence of sample number `sample` of a buffer, after a restart; only where buffers outlive a batch."""
@@ -125,8 +125,9 @@ class PackedBatches(Dataset):
     def _pack_rows(self, buffer: PackingBuffer) -> list[list[TokenSequence]]:
         """The rows of the buffer's next batch."""
         rows = []
-        for _ in range(self.source.shape.rows):
-            self.source.refill(buffer)
+        for row in range(self.source.shape.rows):
+            if row == 0 or self.source.num_buffers is not None:
+                self.source.refill(buffer)
             taken = take_row([len(entry.sequence) for entry in buffer.waiting], self.source.shape.length)
             rows.append([buffer.waiting[index].sequence for index in taken])
             buffer.waiting = [entry for index, entry in enumerate(buffer.waiting) if index not in taken]

@@ -118,14 +118,9 @@ def ten_views(image: Image.Image, size: int) -> list[Image.Image]:
 
 
 def find_image(value: Any, folder: Path) -> RawImage:
-    """The image that a record names.
-
-    Args:
-        value: a path, a URL, bytes, or a mapping with `bytes`, `base64`, `path`, `url` or `image` (as `datasets` writes
-            images).
-        folder: of relative paths. The file of a URL is looked for there as HOST/PATH (as `wget --force-directories`
-            stores it) and by its last name.
-    """
+    """The image that a record names: a path, a URL, bytes, or a mapping with `bytes`, `base64`, `path`, `url` or
+    `image` (as `datasets` writes images). `folder`: of relative paths. The file of a URL is looked for there as
+    HOST/PATH (as `wget --force-directories` stores it) and by its last name."""
     match value:
         case {"bytes": bytes(data), **rest}:
             return RawImage(data, f"image {rest.get('path') or 'in the record'}")

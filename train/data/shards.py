@@ -132,9 +132,7 @@ def make_shards(
     return read_json(folder / MANIFEST)
 
 
-def write_shard(
-    path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut] = ()
-) -> None:
+def write_shard(path: Path, records: Sequence[Record], code_source: CodeSource, left_out: Sequence[LeftOut]) -> None:
     """Write a complete shard, or nothing."""
     facts = {"version": VERSION, **asdict(code_source), "left_out": [each._asdict() for each in left_out]}
     schema = pa.schema(_ROW, metadata={METADATA: json.dumps(facts).encode()})
@@ -179,12 +177,9 @@ def _to_columns(record: Record) -> dict[str, Any]:
 
 
 class ShardFolder:
-    """Records of a finished folder by number. Files and row groups that were read last are kept open or in memory.
-
-    Args:
-        path: the folder, or the URL of one (`hf://datasets/NAME/PROJECT/FOLDER`, or any other that fsspec opens).
-        in_memory: keep everything that was read, for random access to the whole folder.
-    """
+    """Records of a finished folder by number. Files and row groups that were read last are kept open or in memory; with
+    `in_memory` all are, for random access to the whole folder. `path` may be the URL of a folder
+    (`hf://datasets/NAME/PROJECT/FOLDER`, or any other that fsspec opens)."""
 
     def __init__(self, path: str | Path, *, in_memory: bool = False) -> None:
         self.path, self.in_memory = str(path), in_memory

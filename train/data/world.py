@@ -40,25 +40,19 @@ from train.data.shards import CodeSource, LeftOut, ShardFolder, ShardTask, check
 from train.recipe import WorldData
 
 RECORDS_PER_SHARD = 1024
-BATCH_SIZE = 128
-"""Rendered images that are encoded at once."""
+BATCH_SIZE = 128  # rendered images that are encoded at once
 
-ON_EITHER_SCENE = ("draw", "describe", "ask")
-"""Jobs that may be about the edited scene as well as about the first one."""
+ON_EITHER_SCENE = ("draw", "describe", "ask")  # jobs that may be about the edited scene as well as about the first one
 DENSE = ("depth", "segment", "interleaved", "multi_turn")
 """Jobs that may need the images that only some episodes have encoded."""
 DRAWN = ("draw", "interleaved", "multi_turn")
 """Jobs whose images are drawn from words: where some episodes are centred, exactly what their plans say."""
 DROPPABLE = ("draw", "edit", "depth", "segment")
 """Jobs whose instruction may be dropped: a single turn that ends in an image."""
-SPARE = 1.2
-"""Positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded."""
-NUM_FINGERPRINTED = 16
-"""Conversations that tell whether the grammar is still that of the codes."""
-MOST_IMAGES = 16
-"""At least as many as any record has."""
-MAX_TRIES = 1000
-"""Episodes looked at for one of few objects."""
+SPARE = 1.2  # positions that wait for a row of a batch, as a multiple of those it has; what finds no row is discarded
+NUM_FINGERPRINTED = 16  # conversations that tell whether the grammar is still that of the codes
+MOST_IMAGES = 16  # at least as many as any record has
+MAX_TRIES = 1000  # episodes looked at for one of few objects
 
 
 # Rendering and encoding
@@ -72,23 +66,16 @@ class RenderedRecords(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, index: int) -> list[Tensor]:
-        """The images of record `index`, uint8 (3, H, W) each."""
-        ...
+    def images(self, index: int) -> list[Tensor]: ...  # of record `index`, uint8 (3, H, W) each
 
-    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record:
-        """Record `index` with the codes of its images."""
-        ...
+    def record(self, index: int, images: tuple[CodesPart, ...]) -> Record: ...  # with the codes of its images
 
 
 def encode_rendered(
     records: RenderedRecords, folder: Path, tokenizer: UniTok, *, num_workers: int = 1, in_memory: bool = False
 ) -> ShardFolder:
-    """A prepared folder of the records; the processes of a run share the work of what is missing.
-
-    Raises:
-        ValueError: the folder holds other records, or codes of another tokenizer.
-    """
+    """A prepared folder of the records; the processes of a run share the work of what is missing. Raises ValueError:
+    the folder holds other records, or codes of another tokenizer."""
     state, code_source = PartialState(), CodeSource.of(tokenizer)
     if state.is_main_process:
         check_settings(folder, {"tokenizer": asdict(code_source), **records.settings})
@@ -185,12 +172,10 @@ class EpisodeSet:
 
 
 def centre_episode(episode: Episode, *, digits: int, grid: Grid = SQUARE) -> Episode:
-    """The episode with its objects, and those of its edit, in the middle of the squares of plans of so many digits.
-
-    An ordinary episode's plan leaves the codes of every border undecided by a few pixels; a model that draws needs one
+    """The episode with its objects, and those of its edit, in the middle of the squares of plans of so many digits. An
+    ordinary episode's plan leaves the codes of every border undecided by a few pixels; a model that draws needs one
     image for each plan. Objects move by half a square at most. In images that are not square this can bring a scene
-    into another split (mllm/world/scene.py); such an episode stays as it is.
-    """
+    into another split (mllm/world/scene.py); such an episode stays as it is."""
     moved = [centre(item, digits=digits, grid=grid) for item in episode.scene.objects]
     scene, edit = Scene(episode.scene.background, tuple(moved)), episode.edit
 
@@ -299,8 +284,6 @@ class WorldSequences(SequenceSource):
 
     def refill(self, buffer: PackingBuffer) -> None:
         """Draw all samples of a batch before its first row."""
-        if buffer.sample:
-            return
         mixture = f"/{self.data.mixture_seed}" if self.data.mixture_seed else ""
         rng = Random(f"batch/{self.data.seed}{mixture}/{buffer.index}")
         num_wanted, too_long = int(SPARE * self.shape.rows * self.shape.length), list[int]()
@@ -313,7 +296,6 @@ class WorldSequences(SequenceSource):
             else:
                 too_long.append(len(sequence))
                 self.require_some_fit(too_long)
-        buffer.sample = len(buffer.waiting)
 
     def draw(self, rng: Random) -> TokenSequence:
         """One random sample of the mixture."""
@@ -374,11 +356,8 @@ class WorldSequences(SequenceSource):
 def to_messages(
     turns: Iterable[Turn], codes_of: Callable[[ImageRef], CodesPart], *, plan_digits: int | None = None
 ) -> list[Message]:
-    """The turns with the codes of images in place of the references, in order.
-
-    Args:
-        plan_digits: of rows and columns in the plans of scenes; None: they have none.
-    """
+    """The turns with the codes of images in place of the references, in order. `plan_digits`: of rows and columns in
+    the plans of scenes; None: they have none."""
 
     def encode(part: str | ImageRef) -> TextPart | CodesPart:
         if isinstance(part, str):

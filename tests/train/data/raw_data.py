@@ -4,13 +4,16 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mllm.conversation import CodesPart, Message, TextPart
-from train.data.prepare import PrepareOptions
+from tokenizer.unitok import UniTok
+from train.data.prepare import PrepareOptions, prepare_folder
 from train.data.records import Record
 from train.data.shards import SHARDS, CodeSource, ShardFolder, write_manifest, write_shard
 
@@ -55,6 +58,13 @@ def write_raw(folder: Path, count: int = 11) -> None:
     (folder / "text.jsonl").write_text(lines({"text": f"text {number}"} for number in range(count)))
 
 
+def prepare_with(
+    tokenizer: UniTok, *sources: Path, out: Path, size: int = 4, name: str | None = None, **how: Any
+) -> dict[str, Any]:
+    options = replace(OPTIONS, **how)
+    return prepare_folder(list(sources), out, tokenizer=tokenizer, options=options, shard_size=size, format_name=name)
+
+
 def rows_of(path: Path) -> list[tuple]:
     """All records of a prepared folder, comparable."""
     folder = ShardFolder(path)
@@ -73,13 +83,19 @@ def prepared(path: Path, shards: Sequence[Sequence[Record]], code_source: CodeSo
     (path / SHARDS).mkdir(parents=True)
     names = [f"{number:05d}.parquet" for number in range(len(shards))]
     for name, rows in zip(names, shards, strict=True):
-        write_shard(path / SHARDS / name, rows, code_source)
+        write_shard(path / SHARDS / name, rows, code_source, [])
     write_manifest(path, names, code_source)
     return path
 
 
 def document(text: str, place: str = "line 1") -> Record:
     return Record("document", (Message("assistant", (TextPart(text),)),), "made.jsonl", place)
+
+
+def of_class(label: int, codes: Sequence[int | np.ndarray]) -> Record:
+    """Views of 2 x 2 positions; a number is the code of them all."""
+    views = tuple(CodesPart(np.full((2, 4), each, dtype=np.uint16), (2, 2)) for each in codes)
+    return Record("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "made", str(label))
 
 
 def pair(captions: Sequence[str], code_source: CodeSource, seed: int) -> Record:

@@ -10,16 +10,14 @@ import torch
 from PIL import Image
 
 from mllm.config import MLLMConfig
-from mllm.conversation import CodesPart, Message, TextPart
 from mllm.world.render import render
 from mllm.world.scene import CLASSES, class_scene
-from tests.train.data.raw_data import OPTIONS, content, prepared
+from tests.train.data.raw_data import content, of_class, prepare_with, prepared
 from tokenizer.images import read_image, to_bytes, to_pixels
 from tokenizer.unitok import UniTok
 from train.data.batches import class_sequences
 from train.data.classes import ClassSequences
 from train.data.packing import BatchShape, PackedBatches, Tokenizers
-from train.data.prepare import prepare_folder
 from train.data.records import Record, ten_views
 from train.data.shards import CodeSource, ShardFolder
 from train.recipe import ClassData
@@ -30,18 +28,12 @@ CONFIG = MLLMConfig(prompt_style="class", image_layout="bare", num_classes=7, fi
 TOKENIZERS = Tokenizers(text=None, image=None, config=CONFIG)
 
 
-def record(label: int, codes: list[int]) -> Record:
-    """Views of 2 x 2 positions, each with one code everywhere."""
-    views = tuple(CodesPart(np.full((2, 4), code, dtype=np.uint16), (2, 2)) for code in codes)
-    return Record("class", (Message("user", (TextPart(str(label)),)), Message("assistant", views)), "s", "p")
-
-
 def make_folder(path: Path, *shards: list[Record]) -> ShardFolder:
     return ShardFolder(prepared(path, shards, CODE_SOURCE))
 
 
 def test_every_epoch_has_every_image_once_in_its_own_order(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, [record(n, [n]) for n in range(4)], [record(n, [n]) for n in range(4, 7)])
+    folder = make_folder(tmp_path, [of_class(n, [n]) for n in range(4)], [of_class(n, [n]) for n in range(4, 7)])
     sequences = ClassSequences(ClassData(), [folder], TOKENIZERS, BatchShape(rows=1, length=11))
     batches = PackedBatches(sequences, num_batches=7)
     seen = [int(code) for index in range(7) for code in batches[index]["codes"][::4, 0]]
@@ -53,7 +45,7 @@ def test_every_epoch_has_every_image_once_in_its_own_order(tmp_path: Path) -> No
 
 
 def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> None:
-    folders = [make_folder(tmp_path / name, [record(1, codes)]) for name, codes in (("a", [3, 4]), ("b", [5]))]
+    folders = [make_folder(tmp_path / name, [of_class(1, codes)]) for name, codes in (("a", [3, 4]), ("b", [5]))]
     sequences = ClassSequences(ClassData(class_dropout=0.3), folders, TOKENIZERS, BatchShape(1, 5))
     found = [sequences.sequence(0, Random(n)) for n in range(400)]
     codes = [int(sequence.codes_PK[0, 0]) for sequence in found]
@@ -64,7 +56,7 @@ def test_views_and_folders_are_picked_and_classes_dropped(tmp_path: Path) -> Non
 
 def test_images_of_the_world_are_encoded_once(tmp_path: Path, image_tokenizer: UniTok) -> None:
     with pytest.raises(ValueError):  # a class that the model lacks
-        ClassSequences(ClassData(), [make_folder(tmp_path / "more", [record(7, [1])])], TOKENIZERS, BatchShape(1, 5))
+        ClassSequences(ClassData(), [make_folder(tmp_path / "more", [of_class(7, [1])])], TOKENIZERS, BatchShape(1, 5))
     config = MLLMConfig(**{**CONFIG.to_dict(), "num_classes": len(CLASSES)})
     tokenizers, of_world = replace(TOKENIZERS, image=image_tokenizer, config=config), ClassData(world_images=2)
     with pytest.raises(ValueError, match="raise it"):
@@ -86,9 +78,8 @@ def test_a_folder_of_classes_is_prepared_in_ten_views(tmp_path: Path, image_toke
         (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8))
         image.save(tmp_path / "images" / name / f"{number}.png")
-    out, options = tmp_path / "out", {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 2}
-    prepare_folder([tmp_path / "images"], out, format_name="classes", **options)
-    folder = ShardFolder(out)
+    prepare_with(image_tokenizer, tmp_path / "images", out=tmp_path / "out", name="classes", size=2)
+    folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(3)] == ["0", "0", "1"]
     views = [to_bytes(view) for view in ten_views(read_image(tmp_path / "images" / "cat" / "0.png"), 32)]
     large = np.asarray(Image.open(tmp_path / "images" / "cat" / "0.png").resize((44, 35), Image.Resampling.BICUBIC))
@@ -108,8 +99,7 @@ def test_codes_that_llamagen_extracted_are_prepared(tmp_path: Path, image_tokeni
     for number, (part, labels) in enumerate(((slice(0, 1), [5]), (slice(1, 2), [0]), (slice(2, 4), [2, 3]))):
         np.save(tmp_path / "raw" / "codes" / f"{number}.npy", stored[part])
         np.save(tmp_path / "raw" / "labels" / f"{number}.npy", np.array(labels))
-    options = {"tokenizer": image_tokenizer, "options": OPTIONS, "shard_size": 3}
-    prepare_folder([tmp_path / "raw"], tmp_path / "out", **options)
+    prepare_with(image_tokenizer, tmp_path / "raw", out=tmp_path / "out", size=3)
     folder = ShardFolder(tmp_path / "out")
     assert [folder[index].messages[0].parts[0].text for index in range(4)] == ["5", "0", "2", "3"]
     assert all(np.array_equal([p.codes_KN for p in folder[i].messages[1].parts], stored[i]) for i in range(4))

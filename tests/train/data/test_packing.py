@@ -1,6 +1,5 @@
 """Packed batches of prepared data: nothing lost or twice, little padding, the same whoever asks; and training."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,11 @@ from mllm.conversation import Message, TextPart
 from mllm.sequence import PackedBatch, sample_numbers
 from mllm.vocabulary import extend_tokenizer, load_text_tokenizer
 from tests.train.conftest import check_resumed
-from tests.train.data.raw_data import OPTIONS, document, pair, prepared, write_raw
+from tests.train.data.raw_data import document, pair, prepare_with, prepared, write_raw
 from tests.train.launching import changed, losses, same
 from tokenizer.unitok import UniTok
 from train.data.mixture import BLOCK, SHARDS_AT_ONCE, Mixture, ShardOrder, ShardSequences, block_quota
 from train.data.packing import CHECKPOINT_EVERY, BatchShape, PackedBatches, Tokenizers
-from train.data.prepare import prepare_folder
 from train.data.records import Record
 from train.data.shards import CodeSource, ShardFolder
 from train.recipe import MLLMData, MLLMRecipe, ShardSource, Validation
@@ -142,17 +140,12 @@ def test_padding_is_below_5_percent_on_mixed_data(make) -> None:
     assert sum(padding) / 24 < 0.05
 
 
-def test_samples_that_cannot_fit_are_reported_and_left_out(make, caplog: pytest.LogCaptureFixture) -> None:
-    batches = make(length=23, some=slice(1, 2))
-    with caplog.at_level(logging.WARNING):
-        batches[0]
+def test_samples_that_cannot_fit_are_left_out_and_a_length_that_none_fits_is_refused_soon(
+    make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(length=23, some=slice(1, 2))[0]
     longest = [record.getMessage() for record in caplog.records]
     assert longest and all("chat.jsonl, " in line and "a row has 23; left out" in line for line in longest)
-
-
-def test_a_length_that_no_sample_fits_is_refused_soon_with_the_shortest_of_them(
-    make, monkeypatch: pytest.MonkeyPatch
-) -> None:
     whole, read, read_one = make(length=4000, some=slice(0, 1)).source, [], ShardSequences.__getitem__
     monkeypatch.setattr(ShardSequences, "__getitem__", lambda self, n: read.append(n) or read_one(self, n))
     with pytest.raises(ValueError) as caught:
@@ -200,16 +193,14 @@ def test_folders_come_by_weight_and_none_loses_its_place(tmp_path: Path) -> None
         own = [(shard, row) for place, shard, row in turns if place == number]
         order = ShardOrder(folder.num_rows, seed=(3, number))
         assert own == [order.locate(turn) for turn in range(len(own))]
-    first = Counter(folder for folder, _, _ in turns[:400])
-    assert abs(first[0] - 250) < 40, "parts come mixed, not one after another"
+    assert abs(Counter(folder for folder, _, _ in turns[:400])[0] - 250) < 40, "parts come mixed, not one after another"
 
 
 @pytest.fixture
 def recipe(mllm_recipe: MLLMRecipe, image_tokenizer: UniTok, tmp_path: Path) -> MLLMRecipe:
     write_raw(tmp_path / "raw")
     for name, files in {"images": ["captions.tar", "llava.json"], "words": ["documents.jsonl", "text.jsonl"]}.items():
-        sources = [tmp_path / "raw" / file for file in files]
-        prepare_folder(sources, tmp_path / name, tokenizer=image_tokenizer, options=OPTIONS, shard_size=4)
+        prepare_with(image_tokenizer, *(tmp_path / "raw" / file for file in files), out=tmp_path / name)
     shards = [ShardSource(path="images", weight=2.0), ShardSource(path=str(tmp_path / "words"))]
     data = MLLMData(shards=shards, root=tmp_path, packing_buffers=2, buffer_size=12, describe_share=0.5)
     return changed(mllm_recipe, data=data, length=96)
@@ -229,6 +220,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_workers_change_nothing(re
 
 
 def test_a_sheet_is_drawn_without_held_out_shards(recipe: MLLMRecipe) -> None:
-    trainer = {"max_steps": 1, "eval_steps": 1}
-    train_mllm(changed(recipe, trainer, validation=Validation(prompts=["a red circle"])))
+    train_mllm(changed(recipe, {"max_steps": 1, "eval_steps": 1}, validation=Validation(prompts=["a red circle"])))
     assert (recipe.output / "samples" / "step-1.png").is_file() and not losses(recipe.output, "eval_loss")

@@ -26,12 +26,12 @@ from mllm.cli.main import main
 from mllm.conversation import CodesPart, TextPart, render
 from mllm.files import UNFINISHED
 from tests.train.data import raw_data
-from tests.train.data.raw_data import OPTIONS, image_file, lines, rows_of, tar_of
+from tests.train.data.raw_data import image_file, lines, prepare_with, rows_of, tar_of
 from tests.train.launching import run_program
 from tokenizer.images import ImageProcessor, read_image, to_images
 from tokenizer.unitok import UniTok
 from train.data.mixture import choose_sample
-from train.data.prepare import as_text, prepare_folder, read_tasks
+from train.data.prepare import as_text, read_tasks
 from train.data.records import Record
 from train.data.shards import MANIFEST, SHARDS, CodeSource, ShardFolder
 
@@ -42,13 +42,6 @@ Prepare = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def prepare(image_tokenizer: UniTok) -> Prepare:
     return partial(prepare_with, image_tokenizer)
-
-
-def prepare_with(
-    tokenizer: UniTok, *sources: Path, out: Path, size: int = 4, name: str | None = None, **how: Any
-) -> dict[str, Any]:
-    options = dataclasses.replace(OPTIONS, **how)
-    return prepare_folder(list(sources), out, tokenizer=tokenizer, options=options, shard_size=size, format_name=name)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +87,7 @@ def test_every_record_comes_out_with_the_codes_of_its_images(whole: Path, raw: P
             assert codes[0].grid == (2, 2) and codes[0].codes_KN.tolist() == reference_KN.tolist()
 
 
-def test_running_it_again_makes_what_is_missing_and_nothing_else(
-    whole: Path, raw: Path, prepare: Prepare, tmp_path: Path
-) -> None:
+def test_running_it_again_makes_only_what_is_missing(whole: Path, raw: Path, prepare: Prepare, tmp_path: Path) -> None:
     """Sources may come one by one, files be left half written by a killed process, and shards be lost."""
     out = tmp_path / "out"
     for place in ("tasks/text-0.json", "shards/text-0.parquet", "prepare.json"):
@@ -132,9 +123,7 @@ def prepare_slowly(raw: Path, out: Path, tokenizer: UniTok) -> None:
     prepare_with(tokenizer, raw, out=out, size=1)
 
 
-def test_killed_five_times_it_ends_as_if_it_had_not(
-    raw: Path, prepare: Prepare, image_tokenizer: UniTok, tmp_path: Path
-) -> None:
+def test_killed_five_times_it_ends_alike(raw: Path, prepare: Prepare, image_tokenizer: UniTok, tmp_path: Path) -> None:
     """Killed without warning after a random number of shards and a random time more."""
     out, straight, rng = tmp_path / "out", tmp_path / "straight", random.Random(3)
     seen = set()
@@ -180,9 +169,7 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
     (raw / "bad.png").write_bytes(image_file(1)[:30])
     records = [{"image": f"{name}.png", "caption": name} for name in ("good", "bad", "none", "good")]
     (raw / "pairs.jsonl").write_text(lines(records) + '\n{"image": \n' + lines(records[:1]))
-    (raw / "half.jsonl").write_text(
-        lines([{"image": "none.png", "text": "a"}, {"image": "good.png", "text": "\ud83d"}])
-    )
+    (raw / "half.jsonl").write_text(lines([{"image": "no.png", "text": "a"}, {"image": "good.png", "text": "\ud83d"}]))
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: .*bad.png"):
         prepare(raw / "pairs.jsonl", out=tmp_path / "pairs")
     with pytest.raises(ValueError, match=r"2 left out, line 2: .*surrogate"):  # nothing is left
@@ -198,9 +185,7 @@ def test_broken_records_end_it_or_are_left_out_if_allowed(prepare: Prepare, tmp_
     assert [place for *_, place in rows_of(out)] == ["line 1", "line 4", "line 7"]
 
 
-def test_every_file_of_a_folder_is_read_or_named(
-    prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_files_are_read_or_named(prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tars, images = tmp_path / "raw" / "tars", tmp_path / "raw" / "images"
     for folder in (tars, images):
         folder.mkdir(parents=True)

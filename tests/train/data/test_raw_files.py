@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import gzip
-import io
 import json
 import re
 import tarfile
@@ -17,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from PIL import Image
 
 from mllm.conversation import CodesPart, TextPart
 from tests.train.data.raw_data import image_file, tar_of
@@ -27,7 +25,7 @@ from train.data.records import BadRecord, RawImage, Record
 
 RECORDS = [{"text": f"text {number} " + "\u4f60" * number} for number in range(7)]
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
-MARK = b"\xef\xbb\xbf"
+MARK, PNG = b"\xef\xbb\xbf", image_file(0)
 
 
 def zstd(data: bytes) -> bytes:
@@ -82,7 +80,7 @@ def text_of(item: RawItem) -> str:
     return fields.get("text", fields.get("caption")).removesuffix("\n")
 
 
-def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
+def test_items_come_in_order_from_any_item_on(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(files) == len(FILES) + 4
     for name, path in files.items():
         items = list(read_items(path))
@@ -93,10 +91,7 @@ def test_items_come_in_order_from_any_item_on(files: dict[str, Path]) -> None:
         assert find_format(path) == ("captions" if "tar" in name or name in ("c.tgz", "folder") else "text")
         third = {"a.jsonl": "line 3", "a.json": "record 3", "a.parquet": "row 3", "a.tar": "./d/002", "folder": "2.png"}
         assert items[2].place == third.get(name, items[2].place)
-
-
-def test_records_of_an_array_may_lie_across_chunks(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in (1, 2, 3, 17):
+    for size in (1, 2, 3, 17):  # records of an array may lie across chunks
         monkeypatch.setattr("train.data.raw_files.CHUNK", size)
         assert [item.value for item in read_items(files["a.json"])] == RECORDS
 
@@ -201,12 +196,6 @@ def summary(record: Record) -> str:
 
 def read(fields: dict[str, Any], folder: Path = Path("images")) -> Record:
     return read_record(format_of(fields), fields, folder)
-
-
-def png(color: str = "red") -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (5, 4), color).save(stream, "PNG")
-    return stream.getvalue()
 
 
 READ = r"""
@@ -369,7 +358,7 @@ def with_bytes(images: dict[str, bytes], value: dict[str, Any]) -> dict[str, Any
 
 
 def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
-    images = {"a.png": png("red"), "b.png": png("blue")}
+    images = {"a.png": PNG, "b.png": image_file(1)}
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
     found = []
@@ -379,7 +368,7 @@ def test_the_samples_of_the_page_are_read_from_files(tmp_path: Path) -> None:
         assert find_format(path) == layout
         for item in read_items(path):
             record = read_record(layout, item.row(), tmp_path)
-            assert all(part.open().size == (5, 4) for part in record.parts if isinstance(part, RawImage)), item
+            assert all(part.open().width == 30 for part in record.parts if isinstance(part, RawImage)), item
             found.append(f"{layout}{'' if ending == 'jsonl' else f'.{ending}'}: {summary(record)}")
     text = "\n".join(found)
     for name, content in (("RED", images["a.png"]), ("BLUE", images["b.png"])):
@@ -395,7 +384,7 @@ def test_columns_go_by_the_names_of_map_and_unknown_ones_are_named(tmp_path: Pat
         renamed(row, {"caption": "nothing"})
     (tmp_path / "a.jsonl").write_text('{"a": 1, "b": 2}\n' * 150)
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(png())
+    (tmp_path / "images" / "a.png").write_bytes(PNG)
     for name, said in (("a.jsonl", "unknown: line 1: .* got a, b"), ("images", r"a\.png: .* a \.txt of the same name")):
         with pytest.raises(ValueError, match=said):
             find_format(tmp_path / name)
@@ -409,19 +398,18 @@ def test_images_come_from_paths_bytes_and_urls_on_disk_or_the_record_is_broken(t
     folder = tmp_path / "images"
     for name in ("a.png", "a.org/d/b c.png", "c.png", "val2014/d.png", "i/b.org/x/e.png", "one/f.png", "two/f.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png())
-    (tmp_path / "secret.png").write_bytes(png())
-    (folder / "broken.png").write_bytes(png()[:20])
-    text = base64.b64encode(png()).decode()
+        (folder / name).write_bytes(PNG)
+    (tmp_path / "secret.png").write_bytes(PNG)
+    (folder / "broken.png").write_bytes(PNG[:20])
+    text = base64.b64encode(PNG).decode()
     for value in (
         *("a.png", ".\\a.png", "a.org\\d\\b c.png", str(folder / "a.png"), (folder / "a.png").as_uri(), "./d.png"),
-        *("https://a.org/d/b%20c.png?size=3", "https://elsewhere.org/x/c.png", "https://b.org/x/e.png", png()),
-        *({"bytes": png(), "path": "x.png"}, {"bytes": None, "path": "a.png"}, {"bytes": text}),
+        *("https://a.org/d/b%20c.png?size=3", "https://elsewhere.org/x/c.png", "https://b.org/x/e.png", PNG),
+        *({"bytes": PNG, "path": "x.png"}, {"bytes": None, "path": "a.png"}, {"bytes": text}),
         *({"url": f"data:image/png;base64,{text}"}, {"base64": text}, {"base64": f"data:image/png;base64,{text}"}),
         f"DATA:image/png;base64,{text}",
     ):
-        record = read({"image": value, "caption": "x"}, folder)
-        assert record.parts[-1].open().size == (5, 4), value
+        assert read({"image": value, "caption": "x"}, folder).parts[-1].open().width == 30, value
     for value in (
         *("https://../../secret.png", "none.png", "broken.png", "f.png", b"nonsense", "~nobody-of-this-name/a.png"),
         *("iVBORw0KGgo" * 500, "https://[a.org/b.png", "https://a.org/%00.png", "data:image/svg,x", {"bytes": "?"}),
@@ -436,6 +424,6 @@ def test_image_names_are_found_in_the_other_normal_form_of_unicode(tmp_path: Pat
         for place in ("", "val2014/", "a.org/"):
             folder = tmp_path / f"{len(named)}{place}"
             (folder / place).mkdir(parents=True)
-            (folder / place / there).write_bytes(png())
+            (folder / place / there).write_bytes(PNG)
             for value in (f"https://a.org/{named}",) if place == "a.org/" else (named, str(folder / place / named)):
-                assert read({"image": value, "caption": "x"}, folder).parts[-1].open().size == (5, 4), value
+                assert read({"image": value, "caption": "x"}, folder).parts[-1].open().width == 30, value

@@ -19,13 +19,11 @@ SIZES = (ROWS_PER_GROUP * 2 + 5, 0, 3)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shards = [
-        [pair([f"caption {i}"], CODE_SOURCE, 100 * number + i) for i in range(n)] for number, n in enumerate(SIZES)
-    ]
+    shards = [[pair([f"caption {i}"], CODE_SOURCE, 100 * n + i) for i in range(size)] for n, size in enumerate(SIZES)]
     return prepared(tmp_path / "out", shards, CODE_SOURCE)
 
 
-def test_rows_come_back_as_they_were_written_from_any_file_system(folder: Path) -> None:
+def test_rows_come_back_as_they_were_written_from_any_file_system_and_by_any_reader_of_parquet(folder: Path) -> None:
     fsspec.filesystem("memory").put(str(folder), "/data/out", recursive=True)
     here, there = ShardFolder(folder), ShardFolder("memory://data/out")
     assert len(here) == sum(SIZES) and here.code_source == CODE_SOURCE
@@ -33,12 +31,9 @@ def test_rows_come_back_as_they_were_written_from_any_file_system(folder: Path) 
     for number, (shard, row) in enumerate(places):
         expected = content(pair([f"caption {row}"], CODE_SOURCE, 100 * shard + row))
         assert content(here.row(shard, row)) == content(here[number]) == content(there[number]) == expected
-
-
-def test_codes_are_stored_as_16_bit_and_any_reader_of_parquet_reads_them(folder: Path) -> None:
     path = folder / SHARDS / "00000.parquet"
     images = pq.ParquetFile(path).schema_arrow.field("images").type.value_type
-    assert images.field("codes").type == pa.list_(pa.uint16())
+    assert images.field("codes").type == pa.list_(pa.uint16()), "half of the size of 32 bits"
     rows = load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     assert next(iter(rows))["messages"][0]["parts"][0]["text"] == "caption 0"
 

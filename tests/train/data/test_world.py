@@ -79,9 +79,7 @@ def test_every_image_of_an_episode_is_encoded_at_its_size(codes: ShardFolder, to
         assert np.array_equal([part.codes_KN for part in found.messages[0].parts], tokenizer.encode(pixels_B3HW))
 
 
-def test_encoding_resumes_grows_and_refuses_other_episodes(
-    tokenizer: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoding_resumes_grows_or_refuses(tokenizer: UniTok, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.data.world.RECORDS_PER_SHARD", 3)
 
     def encode(**changes: object) -> ShardFolder:
@@ -155,9 +153,7 @@ def test_a_centred_episode_is_the_same_episode_moved_by_a_hair() -> None:
             assert after == before or there == pytest.approx([v for item in middles for v in (item.x, item.y)])
 
 
-def test_conversations_are_learned_with_images_or_as_words_alone(
-    tokenizers: Tokenizers, codes: ShardFolder, tmp_path: Path
-) -> None:
+def test_conversations_have_images_or_words_alone(tokenizers: Tokenizers, codes: ShardFolder, tmp_path: Path) -> None:
     config, weights = tokenizers.config, {"chat": 2.0, "edit": 1.0, "talk": 1.0}
     records = ConversationSet(weights=weights, count=12, seed=0, digits=2, side=2, patch_size=16)
     folder = encode_rendered(records, tmp_path, tokenizers.image, num_workers=0)
