@@ -259,6 +259,10 @@ class MLLMConfig(PreTrainedConfig):
                 "max_grid_side must be set for image_position_embedding with image_layout 'grid', got None; "
                 "set it to the largest number of rows or columns"
             )
+        if self.image_source_embedding and self.prompt_style == "class":
+            raise ValueError(
+                "prompt_style must have a begin of sequence for image_source_embedding, got 'class'; unset it"
+            )
         if (self.num_classes > 0) != (self.first_class_id is not None):
             both = self.num_classes, self.first_class_id
             raise ValueError(f"num_classes and first_class_id must be set together, got {both}; set both or neither")

@@ -234,8 +234,15 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def embed(self, input_ids_BT: Tensor, codes_PK: Tensor | None, image_lengths_I: Tensor | None) -> Tensor:
-        """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D)."""
+    def embed(
+        self,
+        input_ids_BT: Tensor,
+        codes_PK: Tensor | None,
+        image_lengths_I: Tensor | None,
+        sources_PK: Tensor | None = None,
+    ) -> Tensor:
+        """Embed text tokens and, at the placeholders, image positions in reading order; (B, T, D). `sources_PK`: of a
+        source embedding; default: as these ids and codes say."""
         is_image_BT = input_ids_BT == self.config.image_token_id
         hidden_BTD = self.get_input_embeddings()(input_ids_BT.masked_fill(is_image_BT, self.config.pad_token_id))
         num_codes = 0 if codes_PK is None else codes_PK.shape[0]
@@ -256,18 +263,24 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         if image_lengths_I is None:
             raise ValueError("image_lengths must come with codes, got none; pass one length per image")
         indices_P = image_indices(is_image_BT, num_codes)
-        columns_I = sources_PK = None
-        lengths_I = image_lengths_I.to(indices_P.device)
-        first_I = indices_P[lengths_I.cumsum(0) - lengths_I]
+        columns_I = None
         if self.config.image_position_embedding and self.config.image_layout == "grid":
-            # the token before tells the number of columns
+            lengths_I = image_lengths_I.to(indices_P.device)
+            first_I = indices_P[lengths_I.cumsum(0) - lengths_I]  # the token before tells the number of columns
             columns_I = input_ids_BT.flatten()[first_I - 1] - self.config.first_column_size_id + 1
-        if self.config.image_source_embedding:
-            begins_BT = input_ids_BT == self.config.bos_token_id  # a sample, of which a row may hold several
-            begins_BT[:, 0] = True
-            sources_PK = source_codes(codes_PK, lengths_I, begins_BT.flatten().cumsum(0)[first_I])
+        if sources_PK is None and self.config.image_source_embedding:
+            sources_PK = self._sources(input_ids_BT, codes_PK, image_lengths_I)
         embedded_PD = self.code_embedding(codes_PK, image_lengths_I, columns_I=columns_I, sources_PK=sources_PK)
         return hidden_BTD.flatten(0, 1).index_copy(0, indices_P, embedded_PD.to(hidden_BTD.dtype)).view_as(hidden_BTD)
+
+    def _sources(self, input_ids_BT: Tensor, codes_PK: Tensor, image_lengths_I: Tensor) -> Tensor:
+        """For the source embedding: the codes that the next position has in the image before (P, K)."""
+        indices_P = image_indices(input_ids_BT == self.config.image_token_id, len(codes_PK))
+        lengths_I = image_lengths_I.to(indices_P.device)
+        begins_BT = input_ids_BT == self.config.bos_token_id  # a sample, of which a row may hold several
+        begins_BT[:, 0] = True
+        sample_I = begins_BT.flatten().cumsum(0)[indices_P[lengths_I.cumsum(0) - lengths_I]]
+        return source_codes(codes_PK, lengths_I, sample_I)
 
     @can_return_tuple
     def forward(
@@ -280,6 +293,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         codes: Tensor | None = None,
         image_lengths: Tensor | None = None,
         code_targets: Tensor | None = None,
+        sources: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
@@ -298,6 +312,7 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             labels: (B, T). At image placeholders: `image_token_id` where their codes are learned, else -100.
             codes: (P, K) of all image positions of the batch, in reading order.
             code_targets: (P,) which of them are learned; default: as the labels say.
+            sources: (P, K) for the source embedding; default: as ids and codes say, without what a cache holds.
             logits_to_keep: which positions have logits, as in transformers; 0 means all.
             num_items: divisor of the loss, `count_items` over accumulation steps and ranks.
             num_items_in_batch: that of a plain Trainer, which counts labels: this batch weighs as many as it has.
@@ -319,13 +334,13 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         )
         if inputs_embeds is None:
             seen_PK = codes
-            if scheduled_sampling and labels is not None and codes is not None:
-                with torch.no_grad():
+            if scheduled_sampling and labels is not None and self.code_head is not None:
+                with torch.no_grad():  # also without images: processes that share weights make as many passes
                     hidden_BTD = run(self.embed(input_ids, codes, image_lengths)).last_hidden_state
                     seen_PK = self._replace_codes(
                         hidden_BTD, input_ids, codes, code_targets, labels, scheduled_sampling
                     )
-            inputs_embeds = self.embed(input_ids, seen_PK, image_lengths)
+            inputs_embeds = self.embed(input_ids, seen_PK, image_lengths, sources)
         outputs = run(inputs_embeds)
         hidden_BTD, logits_BTV, parts = outputs.last_hidden_state, None, None
         if labels is None or max_logits_bytes is None:
@@ -426,6 +441,8 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
             image_P = image_of_positions(image_lengths.to(codes.device), num_codes)[chosen_P]
             if len(chosen_P):
                 inputs["codes"] = codes[chosen_P]
+                if self.config.image_source_embedding:  # of images that a cache holds, too
+                    inputs["sources"] = self._sources(input_ids, codes, image_lengths)[chosen_P]
                 inputs["image_lengths"] = image_P.unique_consecutive(return_counts=True)[1]
         return inputs
 
@@ -454,20 +471,21 @@ class MLLMForConditionalGeneration(ThirdPartyMixin, PreTrainedModel, GenerationM
         self,
         hidden_BTD: Tensor,
         input_ids_BT: Tensor,
-        codes_PK: Tensor,
+        codes_PK: Tensor | None,
         is_learned_P: Tensor | None,
         labels_BT: Tensor,
         share: float,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """The codes (P, K) with a share of those at learned positions replaced by the most probable ones."""
-        indices_P = image_indices(input_ids_BT == self.config.image_token_id, codes_PK.shape[0])
+        hidden_MD, codes_MK = self._select_codes(hidden_BTD, input_ids_BT, codes_PK, is_learned_P, labels_BT)
+        (chosen_L,) = (torch.rand(len(codes_MK), device=codes_MK.device) < share).nonzero(as_tuple=True)
+        predicted_LK = self.code_head(hidden_MD[chosen_L], codes_MK[chosen_L]).argmax(dim=-1)
+        if codes_PK is None or not len(codes_MK):
+            return codes_PK
         if is_learned_P is None:
+            indices_P = image_indices(input_ids_BT == self.config.image_token_id, len(codes_PK))
             is_learned_P = labels_BT.flatten()[indices_P] == self.config.image_token_id
-        (chosen_M,) = (is_learned_P & (torch.rand(len(codes_PK), device=codes_PK.device) < share)).nonzero(
-            as_tuple=True
-        )
-        hidden_MD = hidden_BTD.flatten(0, 1)[indices_P[chosen_M] - 1]
-        return codes_PK.index_copy(0, chosen_M, self.code_head(hidden_MD, codes_PK[chosen_M]).argmax(dim=-1))
+        return codes_PK.masked_scatter(is_learned_P[:, None], codes_MK.index_copy(0, chosen_L, predicted_LK))
 
     def _select_codes(
         self,

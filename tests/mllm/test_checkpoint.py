@@ -281,6 +281,7 @@ def test_any_model_goes_out_and_back_bit_equal_and_draws_the_same(number: int, t
 
 def test_what_the_released_layout_cannot_hold_is_not_exported(tmp_path: Path) -> None:
     others = {"head_type": "mlp", "head_shared_output": False, "image_position_embedding": True}
+    others["image_source_embedding"] = True
     for name, value in {**others, "code_embedder": "summed"}.items():
         build_model(**{name: value}).save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match="layout"):

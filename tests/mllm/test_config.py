@@ -18,6 +18,7 @@ def test_a_config_that_cannot_be_built_is_refused() -> None:
         *({"begin_plan_id": 3, "prompt_style": "unitok"}, {"planner": "os.system"}),
         *({"num_codebooks": "8"}, {"tasks": "draw"}, {"image_guidance": "high"}, {"sizes": [256, 256]}, {"planner": 3}),
         *({"head_num_heads": 7}, {"image_position_embedding": True, "image_layout": "grid"}),
+        {"image_source_embedding": True, "prompt_style": "class"},
         *({**GRID, "sizes": [[128, 128], size]} for size in ([150, 128], [0, 128], [176, 128], [128], [128] * 3)),
         {**square, "sizes": [[128, 128], [128, 96]]},
     ):

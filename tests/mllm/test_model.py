@@ -114,6 +114,32 @@ def test_scheduled_sampling_shows_the_model_what_it_predicts_and_learns_what_is_
     torch.manual_seed(0)
     some = model(**batch, scheduled_sampling=0.5).loss
     assert not some.isclose(expected) and not some.isclose(model(**batch).loss)
+    calls: list[int] = []  # of a process without images as many as of the others, whose weights it shares
+    hook = model.code_head.register_forward_hook(lambda *_: calls.append(0))
+    for samples in (SAMPLES, SAMPLES[3:]):
+        batch, counts = pack(samples, length=61, pad_token_id=0), []
+        for share in (0.0, 0.5):
+            calls.clear()
+            assert model(**batch, scheduled_sampling=share).loss.isfinite()
+            counts.append(len(calls))
+        assert counts[1] == counts[0] + 1
+    hook.remove()
+
+
+@torch.no_grad()
+def test_a_dialogue_goes_on_beside_a_cache_with_the_image_that_it_holds_as_the_source() -> None:
+    model = build_model(image_source_embedding=True)
+    torch.nn.init.normal_(model.code_embedding.source.codebooks)
+    sample = learned_sample(seed=3, plan=["text", "image", "text", "image", "text"])
+    whole = {"input_ids": torch.from_numpy(sample.token_ids_T)[None], "codes": torch.from_numpy(sample.codes_PK)}
+    whole |= {"image_lengths": torch.from_numpy(sample.image_lengths_I)}
+    expected_TD = model(**whole).hidden[0]
+    begin = int((whole["input_ids"][0] == IDS["end_image_id"]).nonzero()[0]) + 1
+    first = {"input_ids": whole["input_ids"][:, :begin], "codes": whole["codes"][:9]}
+    cache = model(**first, image_lengths=torch.tensor([9]), use_cache=True).past_key_values
+    length = whole["input_ids"].shape[1] - begin
+    rest = model.prepare_inputs_for_generation(**whole, next_sequence_length=length, past_key_values=cache)
+    torch.testing.assert_close(model(**rest).hidden[0], expected_TD[begin:], atol=1e-5, rtol=1e-4)
 
 
 def test_no_gradient_where_nothing_is_learned(model: MLLMForConditionalGeneration) -> None:
