@@ -313,7 +313,7 @@ class RequestDialogue(RunningDialogue):
         return "change" if expect.keeps else "later drawing" if has_image else "first drawing"
 
     def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
-        if self.failure is not None or turn == len(self.item.turns):
+        if self.failure is not None or turn >= len(self.item.turns):
             return []
         words = TextPart(self.item.turns[turn].user)
         if turn > 0 or self.item.image is None:

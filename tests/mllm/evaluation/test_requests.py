@@ -123,6 +123,17 @@ def test_a_chat_is_right_when_all_its_turns_are_and_ends_at_a_wrong_one(tmp_path
     assert turns == {"first drawing": (2, 2), "change": (1, 2), "words": (3, 3)}
 
 
+def test_requests_of_one_turn_stand_beside_longer_chats(tmp_path: Path) -> None:
+    turns = ({"no_picture": True},) * 3
+    items = [item("a", "chat", None, *turns), item("b", "talk", None, *turns[:1]), item("c", "chat", None, *turns[:2])]
+
+    def answer(dialogues: Sequence[Sequence[Message]], mode: str, seeds: Sequence[int]) -> Answers:
+        return enumerate([["Hello."]] * len(dialogues))
+
+    result = evaluate_requests(answer, read_items(write_jsonl(tmp_path / "a.jsonl", items)))
+    assert (result["right"], result["total"], result["turns"]["words"]["total"]) == (3, 3, 5)
+
+
 def test_the_image_is_shown_with_the_first_turn_and_its_objects_lie_apart(tmp_path: Path) -> None:
     touching = {**SHOWN, "objects": [{**each, "x": 0.5, "y": 0.98} for each in SHOWN["objects"]]}
     (shown,) = read_items(write_jsonl(tmp_path / "a.jsonl", [item("a", "ask", touching, {"no_picture": True})]))
