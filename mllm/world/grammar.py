@@ -78,7 +78,8 @@ def _read_choice(tokens: Iterator[str]) -> Choice:
 @cache
 def rule(name: str) -> Choice:
     r"""A rule of the grammar by its name; each of its lines is an alternative, and "\n" within it begins a new line."""
-    return alternatives("|".join(map(str.strip, phrases("people")[name].strip().splitlines())).replace(r"\n", "\n"))
+    rules = phrases("asides") if name in phrases("asides") else phrases("people")
+    return alternatives("|".join(map(str.strip, rules[name].strip().splitlines())).replace(r"\n", "\n"))
 
 
 def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
@@ -197,7 +198,7 @@ class Speaker:
         is_foreign = self.typing.articles > 0
         self.puts_nouns_first = self.maybe(0.4 if is_foreign else 0.015)  # "circle red small"
         self.drops_plurals = self.maybe(0.3 if is_foreign else 0.01)  # "two circle"
-        self.is_wordy = self.maybe(0.22)
+        self.is_wordy = self.maybe(0.36)
         self.instead: Mapping[str, str] = {}  # words that are said instead of those of rules, to ask for what is not
         self.exceeds = False  # asks for more objects than an image can have
 

@@ -1400,7 +1400,33 @@ def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTur
             text = speaker.say("a new picture") + text
         elif opening < 0.64:
             text = speaker.say("next") + " " + text
+    asked = expect["scene"]
+    named = speaker.rng.choice(asked["objects"] or [{}])
+    values = {**named, "background": asked["background"], "image": "image"}
+    values |= {"image pair": relation for _, relation, _ in asked["relations"][:1] if relation in RELATIONS}
+    text = with_asides(speaker, text, values=values)
     return PeopleTurn(speaker.type(text), scene, expect, kind="again" if is_again else "draw")
+
+
+def with_asides(speaker: Speaker, text: str, *, of: str = "", values: Mapping[str, Any] | None = None) -> str:
+    """A request with what people tell around it: who they are, what it is for, and why one of these values is as it
+    is. `of`: " question" for what suits one."""
+    if "\n" in text or not speaker.maybe(0.7 if speaker.is_wordy else 0.06):
+        return text
+    reasons = {name: value for name, value in (values or {}).items() if isinstance(value, str)}
+    if reasons and speaker.maybe(0.35):
+        name, value = speaker.rng.choice([*reasons.items()])
+        mark, rule = speaker.say("mark before a reason"), f"reason {value if name == 'size' else name}"
+        is_sentence = name not in ("size", "image pair") and (mark == ". " or speaker.maybe(0.3))
+        word = speaker.say(value) if name in ("shape", "color", "background", "image pair") else ""
+        reason = speaker.say(f"{rule} sentence" if is_sentence else rule, color=word, shape=word, r=word)
+        text = f"{text.rstrip('.?! ')}{'. ' if is_sentence else mark}{reason}"
+    before, after = speaker.pick({(True, False): 4, (False, True): 3, (True, True): 4, (False, False): 1})
+    if before and not of and speaker.maybe(0.2):
+        text = f"{speaker.say('aside lead')}, {text}"
+    elif before:
+        text = f"{speaker.say(f'aside before{of}')}{'. ' if of else speaker.say('mark after an aside')}{text}"
+    return f"{text.rstrip('. ')}. {speaker.say(f'aside after{of}')}" if after else text
 
 
 def respond(
@@ -1415,7 +1441,11 @@ def respond(
         words, any_of = speaker.say("caption" if short else "describe"), [scene.objects[0].shape]
         return text_turn(speaker, words, describe(scene, short=short), any_of, absent, kind=kind)
     made = change(speaker, kind, scene, split, before=before, value=value)
-    return PeopleTurn(speaker.type(made.text), made.scene, kept(scene, made), kind="edit", value=made.value)
+    values = as_record(made.value) if made.value else {}
+    values |= {"remove": "remove"} if made.value == ANY else {}
+    values |= {"background": made.scene.background} if made.scene.background != scene.background else {}
+    text = with_asides(speaker, made.text, values=values)
+    return PeopleTurn(speaker.type(text), made.scene, kept(scene, made), kind="edit", value=made.value)
 
 
 def text_turn(
@@ -1440,6 +1470,7 @@ def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
         text = f"i wonder if {text}"
     else:
         text = speaker.say("ask frame", q=text, i=text)
+    text = with_asides(speaker, text, of=" question")
     numbers = [NUMBER_WORDS[int(right)], *(["no", "none"] if right == "0" else [])] if right.isdigit() else []
     return text_turn(speaker, text, right, [right, *numbers, *SYNONYMS.get(right, [])], OTHER.get(right, ()))
 
@@ -1478,6 +1509,8 @@ def decline(speaker: Speaker, scene: Scene | None) -> PeopleTurn:
         text, form = nearly_inside(speaker, about)
     else:
         text = outside_words(speaker, form, about)
+    if form != "chat":
+        text = with_asides(speaker, text)
     return outside_turn(speaker.type(text), form)
 
 
