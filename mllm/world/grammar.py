@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, pairwise
 from operator import attrgetter
@@ -277,7 +277,10 @@ class Speaker:
             if without not in names and named.find_one(scene):
                 is_one = "shape" not in names and self.maybe(0.6)
                 one = " ".join(self.say(getattr(item, name)) for name in names) + " one"
-                choices[one if is_one else self.noun(named)] = weight
+                is_long = "color" in names and not is_one and self.maybe(0.12)
+                noun = self.noun(replace(named, color=None) if is_long else named)
+                noun = self.say("of a color", n=noun, c=self.say(item.color)) if is_long else noun
+                choices[one if is_one else noun] = weight
         if others and without != "size" and all(other.size != item.size for other in others):
             choices[self.say(f"most {item.size}")] = 2
         kind = self.say(item.shape) if without != "shape" and self.maybe(0.4) else "one"
