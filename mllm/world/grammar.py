@@ -18,7 +18,7 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases, pick
-from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset
+from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset, stated_places
 from mllm.world.spec import Filter
 
 TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
@@ -32,6 +32,7 @@ SOUNDS = [
     for sound, _, letters in [pair.rpartition("=")]
 ]
 """Spellings of words by their sound: what is replaced, and by which letters."""
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
@@ -99,6 +100,7 @@ def tidy(text: str) -> str:
     text = re.sub(r"[ ]+", " ", text)
     text = re.sub(r" ([,.!?;:])", r"\1", text)
     text = re.sub(r"([,.!?;:])(?:\s*[,;])+", r"\1", text)
+    text = re.sub(r",([.!?;:])", r"\1", text)
     text = re.sub(r"([!?])\.(?=\s|$)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text.strip(" ,")
@@ -287,6 +289,9 @@ class Speaker:
         for relation, side in SIDES.items():
             if others and all(offset(relation, item, other) > 0.15 for other in others):
                 choices[self.say(f"at the very {side}", kind=kind)] = 1.2
+        corner = next((place for place in CORNERS if place in stated_places(item)), None)
+        if corner and not any(corner in stated_places(other) for other in others):
+            choices[self.say(f"in the corner {corner}", kind=kind)] = 1.2
         if place := between_edges(scene, item):
             choices[self.say(place, kind=kind)] = 1.5
         for other in others if without is None else ():

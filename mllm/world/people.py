@@ -794,6 +794,12 @@ def matching(scene: Scene, rng: Random) -> tuple[Filter, list[SceneObject]]:
     return wanted, found
 
 
+def refer_twice(speaker: Speaker, scene: Scene, item: SceneObject, *, without: str | None = None) -> str:
+    """An object by one of its names, at times with another one behind: "the one in the middle, the blue cross,"."""
+    name, other = (speaker.refer(scene, item, without=without) for _ in range(2))
+    return f"{name}, {other}," if name != other and speaker.maybe(0.07) else name
+
+
 def change_one(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
     others = [other for other in scene.objects if other is not item]
@@ -803,7 +809,7 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
         text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size), m=more)
         return Changed(text, after, value=value)
     is_it = not others and speaker.maybe(0.6)
-    target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else speaker.refer(scene, item)
+    target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else refer_twice(speaker, scene, item)
     if kind == "recolor" and speaker.maybe(0.2 if speaker.is_wordy else 0.06):
         wrong = another(speaker.rng, "color", [item, value])
         need((item.shape, wrong) in SEEN_PAIRS)
@@ -1178,7 +1184,9 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
         new = [replace(a, **{attribute: b_value}), replace(b, **{attribute: a_value})]
         after = changed(scene, [a, b], added=new)
         text = speaker.say("swap of two" if is_pair and speaker.maybe(0.5) else "swap", **slots)
-        if attribute != "shape" and speaker.maybe(0.2):
+        if attribute == "size" and speaker.maybe(0.25):
+            text += speaker.say("swap by comparison", **names, m=speaker.say(f"comparative {b_value}"))
+        elif attribute != "shape" and speaker.maybe(0.3):
             text += speaker.say("swap in detail", **names, v=speaker.say(b_value), w=speaker.say(a_value))
     else:
         after = changed(scene, [a], **{attribute: b_value})
@@ -1211,6 +1219,7 @@ CHANGE_FORMS = {
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
+TELLS_PLACE = re.compile(r"left|right|top|bottom|upper|lower")
 PICTURE = re.compile(r"\b(pic(ture)?|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|t?here)\b")
 PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
 PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
@@ -1274,7 +1283,7 @@ def ask_attribute(speaker: Speaker, scene: Scene) -> Asked:
         return speaker.say("which is", v=speaker.say(value)), item.shape
     if form == "open" and is_it and name == "shape" and speaker.maybe(0.5):
         return speaker.say("what is it"), item.shape
-    target = rng.choice(("it", "it", "this", "that")) if is_it else speaker.refer(scene, item, without=name)
+    target = rng.choice(("it", "it", "this", "that")) if is_it else refer_twice(speaker, scene, item, without=name)
     if form == "open":
         return speaker.say(f"{name} of", t=target), value
     article = "a " if name == "shape" else ""
@@ -1388,7 +1397,9 @@ def ask_lists(speaker: Speaker, scene: Scene) -> Asked:
 def ask_where(speaker: Speaker, scene: Scene) -> Asked:
     item = speaker.rng.choice(scene.objects)
     place = need(stated_places(item))[0]
-    return speaker.say("where", t=speaker.refer(scene, item)), phrases("words")["places"][place][0]
+    name = speaker.refer(scene, item)
+    need(not TELLS_PLACE.search(name))
+    return speaker.say("where", t=name), phrases("words")["places"][place][0]
 
 
 QUESTION_FORMS = {
