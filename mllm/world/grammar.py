@@ -96,11 +96,12 @@ def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
 
 
 def tidy(text: str) -> str:
-    """Spaces and commas in order, "an" before a vowel."""
+    """Spaces, commas and conjunctions in order, "an" before a vowel."""
     text = re.sub(r"[ ]+", " ", text)
     text = re.sub(r" ([,.!?;:])", r"\1", text)
     text = re.sub(r"([,.!?;:])(?:\s*[,;])+", r"\1", text)
     text = re.sub(r",([.!?;:])", r"\1", text)
+    text = re.sub(r"\b(and|but) (?:and|but)\b", r"\1", text)
     text = re.sub(r"([!?])\.(?=\s|$)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text.strip(" ,")
