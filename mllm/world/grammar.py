@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate, pairwise
 from operator import attrgetter
@@ -18,7 +18,7 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from mllm.world.language import NUMBER_WORDS, UnsayableError, join, need, phrases, pick
-from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset
+from mllm.world.scene import SIDES, Scene, SceneObject, is_clear, main_relation, offset, stated_places
 from mllm.world.spec import Filter
 
 TOKENS = re.compile(r"[\[\]|]|<[^<>]+>|\{[^{}]+\}|[^\[\]|<{]+")
@@ -32,6 +32,7 @@ SOUNDS = [
     for sound, _, letters in [pair.rpartition("=")]
 ]
 """Spellings of words by their sound: what is replaced, and by which letters."""
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = (*NUMBER_WORDS, "five", "six", "seven", "eight", "nine", "ten")
 ARTICLE = re.compile(r"\b(?:a|an|the) (?=\w)")
 PHRASE = re.compile(r"(?<= )(?:a|an|one|two|three|four|and|on|with|in|the|to the) ")
@@ -96,10 +97,12 @@ def expand(choice: Choice, rng: Random, slots: Mapping[str, str]) -> str:
 
 
 def tidy(text: str) -> str:
-    """Spaces and commas in order, "an" before a vowel."""
+    """Spaces, commas and conjunctions in order, "an" before a vowel."""
     text = re.sub(r"[ ]+", " ", text)
     text = re.sub(r" ([,.!?;:])", r"\1", text)
     text = re.sub(r"([,.!?;:])(?:\s*[,;])+", r"\1", text)
+    text = re.sub(r",([.!?;:])", r"\1", text)
+    text = re.sub(r"\b(and|but) (?:and|but)\b", r"\1", text)
     text = re.sub(r"([!?])\.(?=\s|$)", r"\1", text)
     text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
     return text.strip(" ,")
@@ -278,13 +281,19 @@ class Speaker:
             if without not in names and named.find_one(scene):
                 is_one = "shape" not in names and self.maybe(0.6)
                 one = " ".join(self.say(getattr(item, name)) for name in names) + " one"
-                choices[one if is_one else self.noun(named)] = weight
+                is_long = "color" in names and not is_one and self.maybe(0.12)
+                noun = self.noun(replace(named, color=None) if is_long else named)
+                noun = self.say("of a color", n=noun, c=self.say(item.color)) if is_long else noun
+                choices[one if is_one else noun] = weight
         if others and without != "size" and all(other.size != item.size for other in others):
             choices[self.say(f"most {item.size}")] = 2
         kind = self.say(item.shape) if without != "shape" and self.maybe(0.4) else "one"
         for relation, side in SIDES.items():
             if others and all(offset(relation, item, other) > 0.15 for other in others):
                 choices[self.say(f"at the very {side}", kind=kind)] = 1.2
+        corner = next((place for place in CORNERS if place in stated_places(item)), None)
+        if corner and not any(corner in stated_places(other) for other in others):
+            choices[self.say(f"in the corner {corner}", kind=kind)] = 1.2
         if place := between_edges(scene, item):
             choices[self.say(place, kind=kind)] = 1.5
         for other in others if without is None else ():

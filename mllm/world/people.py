@@ -668,6 +668,15 @@ EXCESSIVE = {
 # ---- changes of a picture, and corrections of what was said ----
 
 CHANGE_TRIES, CORRECTION_TRIES = 400, 40
+AGREEMENT = {
+    False: {"p": "it", "they": "it", "its": "its", "is": "is", "s": "s", "do": "does"},
+    True: {"p": "them", "they": "they", "its": "their", "is": "are", "s": "", "do": "do"},
+}
+"""Words that go with one and with several objects, by the slots of rules."""
+STATEMENT = re.compile(
+    r"(the|it|both|they|their|all|everything|each|every|any|i|i'd|a|an|no|what|in|on|at|to|under|below|above)\b"
+)
+"""How a change begins that is no order."""
 
 
 class Changed(NamedTuple):
@@ -724,13 +733,20 @@ def kept(before: Scene, made: Changed) -> dict[str, Any]:
     return {**expect, "keeps": True, "changes": [as_record(item) for item in gone]}
 
 
+def frame_change(speaker: Speaker, text: str) -> str:
+    """An order within its frame; what is no order, as it is."""
+    return speaker.say("said frame" if STATEMENT.match(text) else "change frame", c=text)
+
+
 def order_change(speaker: Speaker, name: str, **slots: str) -> str:
     """An imperative within its frame, or another way to say it."""
-    slots = {"p": "it", "bare": slots.get("t", "").removeprefix("the "), **slots}
+    target = slots.get("t", "")
+    bare = "of it" if target in ("it", "this", "that", "that one", "this one") else target.removeprefix("the ")
+    slots = {"p": "it", "bare": bare, **slots}
     slots |= {"they": "they", "s": ""} if slots["p"] == "them" else {"they": "it", "s": "s"}
     if speaker.maybe(0.4 if speaker.is_wordy else 0.68):
         order = speaker.say("background change" if name == "background" else name, **slots)
-        return speaker.say("change frame", c=order)
+        return frame_change(speaker, order)
     slots["t"] = "all of them" if slots.get("t") == "them" else slots.get("t", "")  # which is the subject at times
     return speaker.say("said frame", c=speaker.say(f"{name} said", **slots))
 
@@ -778,6 +794,12 @@ def matching(scene: Scene, rng: Random) -> tuple[Filter, list[SceneObject]]:
     return wanted, found
 
 
+def refer_twice(speaker: Speaker, scene: Scene, item: SceneObject, *, without: str | None = None) -> str:
+    """An object by one of its names, at times with another one behind: "the one in the middle, the blue cross,"."""
+    name, other = (speaker.refer(scene, item, without=without) for _ in range(2))
+    return f"{name}, {other}," if name != other and speaker.maybe(0.07) else name
+
+
 def change_one(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
     others = [other for other in scene.objects if other is not item]
@@ -787,22 +809,155 @@ def change_one(speaker: Speaker, scene: Scene) -> Changed:
         text = speaker.say(f"in short {kind}", v=speaker.say(value.color or value.size), m=more)
         return Changed(text, after, value=value)
     is_it = not others and speaker.maybe(0.6)
-    target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else speaker.refer(scene, item)
-    if kind == "recolor" and speaker.maybe(0.2 if speaker.is_wordy else 0.03):
+    target = speaker.rng.choice(("it", "it", "it", "this", "that")) if is_it else refer_twice(speaker, scene, item)
+    if kind == "recolor" and speaker.maybe(0.2 if speaker.is_wordy else 0.06):
         wrong = another(speaker.rng, "color", [item, value])
         need((item.shape, wrong) in SEEN_PAIRS)
         text = say_change(speaker, kind, target, Filter(color=wrong))
         text += speaker.say("changed mind", s=speaker.say("correct"), v=speaker.say(value.color))
         return Changed(text, after, value=value)
     text = say_change(speaker, kind, target, value)
-    if others and speaker.maybe(0.12):
-        rest = speaker.say("the rest" if len(others) > 1 else "the other one")
-        if len(others) == 1 and speaker.maybe(0.5):
-            rest = speaker.refer(scene, others[0])
-        text = speaker.say("keeping", t=text, k=speaker.say("keep", k=rest))
+    if others and not is_it and speaker.maybe(0.06):
+        text += speaker.say("not that one", o=speaker.refer(scene, speaker.rng.choice(others)))
     elif kind == "recolor" and speaker.maybe(0.08):
         text += speaker.say("not the old", o=speaker.say(item.color))
     return Changed(text, after, value=value)
+
+
+def change_in_two(speaker: Speaker, scene: Scene) -> Changed:
+    """What is seen or disliked, then the change: "the heart is tiny. make it big", "i'd have the latter in red"."""
+    if speaker.maybe(0.15):
+        base, chosen = matching(scene, speaker.rng)
+        number = speaker.number(len(chosen))
+        opening = speaker.say("several seen", m=number, n=speaker.noun(base, plural=True))
+        target = speaker.say("both of them" if len(chosen) == 2 else "all of those")
+        made = change_some(speaker.briefly(), scene, chosen, target)
+        return made._replace(text=f"{opening}{speaker.say('mark after a look')}{made.text}")
+    item = speaker.rng.choice(scene.objects)
+    kind, value, after = propose(speaker, scene, [item])
+    others, named = [other for other in scene.objects if other is not item], Filter.of(item, ("color", "shape"))
+    judged = {"resize": "larger" if value.size == "large" else "smaller"}.get(kind, kind)
+    if others and speaker.maybe(0.3):
+        other = speaker.rng.choice(others)
+        pair = [item, other] if speaker.maybe(0.5) else [other, item]
+        seen = [Filter.of(each, ("color", "shape")) for each in pair]
+        need(all(each.find_one(scene) for each in seen))
+        opening = speaker.say("two seen", a=speaker.some(seen[0]), b=speaker.some(seen[1]))
+        names = {id(pair[0]): speaker.say("the former"), id(pair[1]): speaker.say("the latter")}
+        text = say_change(speaker.briefly(), kind, names[id(item)], value)
+        if speaker.maybe(0.6):
+            text = speaker.say("keeping", t=text, k=say_keep(speaker, names[id(other)]))
+    else:
+        if kind == "attributes" or (named.find_one(scene) and speaker.maybe(0.35)):
+            need(named.find_one(scene))
+            opening = speaker.say("seen", a=speaker.some(named))
+        else:
+            opening = speaker.say(f"judged {judged}", t=speaker.refer(scene, item), c=speaker.say(item.color))
+        text = say_change(speaker.briefly(), kind, speaker.say("that thing"), value)
+    return Changed(f"{opening}{speaker.say('mark after a look')}{text}", after, value=value)
+
+
+def change_from_old(speaker: Speaker, scene: Scene) -> Changed:
+    """The value that is and the one that shall be: "from red to blue", "large instead of small"."""
+    name = speaker.rng.choice(("color", "color", "size", "size", "shape"))
+    if name != "shape" and speaker.maybe(0.25):
+        base, chosen = matching(scene, speaker.rng)
+        need(len({getattr(item, name) for item in chosen}) == 1 and base.shape and not getattr(base, name))
+        noun = speaker.noun(base, plural=True)
+        target = f"both {noun}" if len(chosen) == 2 else f"all the {noun}"
+    else:
+        chosen = [speaker.rng.choice(scene.objects)]
+        is_it = len(scene.objects) == 1 and speaker.maybe(0.5)
+        target = "it" if is_it else speaker.refer(scene, chosen[0], without=name)
+    old, new = getattr(chosen[0], name), another(speaker.rng, name, chosen)
+    article = "a " if name == "shape" else ""
+    slots = {"t": target, "o": article + speaker.say(old), "v": article + speaker.say(new)}
+    text = speaker.say("from the old", **slots, **AGREEMENT[len(chosen) > 1])
+    after = changed(scene, chosen, **{name: new})
+    return Changed(text, after, value=Filter(**{name: new}) if len(chosen) == 1 else None)
+
+
+def replace_in_place(speaker: Speaker, scene: Scene) -> Changed:
+    """Take the star away and put a small red heart in its place, or one of the same color and size; perhaps two."""
+    if speaker.maybe(0.15):
+        base, chosen = matching(scene, speaker.rng)
+        need(base.shape and len(chosen) == 2)
+        target = speaker.say("both of a kind", n=speaker.noun(base, plural=True))
+    else:
+        chosen = [speaker.rng.choice(scene.objects)]
+        is_it = len(scene.objects) == 1 and speaker.maybe(0.4)
+        target = "it" if is_it else speaker.refer(scene, chosen[0])
+    names = speaker.pick({("shape",): 4, ("shape", "color"): 2, ("shape", "color", "size"): 4})
+    new = {name: speaker.rng.choice(ATTRIBUTES[name]) for name in names}
+    need(new["shape"] not in {item.shape for item in chosen})
+    kept_names = [name for name in ("color", "size") if name not in new]
+    said = Filter(**new)
+    slots = {"t": target, "v": speaker.some(said) if len(chosen) == 1 else speaker.noun(said, plural=True)}
+    names = " and ".join(speaker.rng.sample(kept_names, len(kept_names)))
+    slots["m"] = speaker.say("with the same", a=names) if names else ""
+    text = speaker.say("in its place", **slots, **AGREEMENT[len(chosen) > 1])
+    return Changed(text, changed(scene, chosen, **new))
+
+
+OWN_WORDS = {"size": "size word", "position": "position word"}
+
+
+def say_keep(speaker: Speaker, name: str, *, plural: bool = False) -> str:
+    """That what is named stays as it is."""
+    return speaker.say("keep", k=name, **AGREEMENT[plural])
+
+
+def keep_too(speaker: Speaker, scene: Scene, made: Changed) -> Changed:
+    """The change, and what stays: the rest, others by name, the background, or what the changed ones keep."""
+    after = made.scene
+    stay = [item for item in scene.objects if item in after.objects]
+    new = {(item.x, item.y): item for item in after.objects if item not in scene.objects}
+    pairs = [(item, new.get((item.x, item.y))) for item in scene.objects if item not in after.objects]
+    is_pairs = bool(pairs) and all(b is not None for _, b in pairs)
+    own = [name for name in ATTRIBUTES if is_pairs and all(getattr(a, name) == getattr(b, name) for a, b in pairs)]
+    is_same_background = after.background == scene.background
+    kinds = {"rest": 4 * bool(stay), "names": 6 * bool(stay), "one": 2 * (len(stay) > 1), "own": 5 * bool(own)}
+    kinds |= {"background": 1.5 * is_same_background, "nothing else changes": 1.5}
+    kinds["what is left"] = 4 * bool(pairs and stay and not new)
+    kind = speaker.pick(kinds)
+    match kind:
+        case "rest":
+            is_all = len(stay) == len(scene.objects)
+            name = speaker.say("what is there" if is_all else "the rest" if len(stay) > 1 else "the other one")
+            text = say_keep(speaker, name, plural=name.endswith("s"))
+        case "names" | "one":
+            some = stay if kind == "names" else [speaker.rng.choice(stay)]
+            text = say_keep(speaker, name_all(speaker, scene, some), plural=len(some) > 1)
+        case "background":
+            name = speaker.say("the background") if speaker.maybe(0.7) else f"the {speaker.say(scene.background)}"
+            text = say_keep(speaker, name)
+        case "own":
+            own = [*own, "position"] if speaker.maybe(0.3) else own
+            names = speaker.rng.sample(own, min(len(own), speaker.rng.choice((1, 1, 2))))
+            words = [name if name == "shape" else speaker.say(OWN_WORDS.get(name, name)) for name in names]
+            values = [getattr(pairs[0][0], name) for name in names if name in ("color", "size")]
+            if len(pairs) == len(values) == len(names) == 1 and speaker.maybe(0.35):
+                text = speaker.say("keeps its value", v=speaker.say(values[0]))
+            else:
+                text = speaker.say("keeps its own", a=" and ".join(words), **AGREEMENT[len(pairs) > 1])
+        case "what is left":
+            text = speaker.say(kind, t=made.text, k=name_all(speaker, scene, stay), **AGREEMENT[len(stay) > 1])
+            return made._replace(text=text)
+        case _:
+            text = speaker.say(kind)
+    is_behind = kind in ("own", "nothing else changes")
+    return made._replace(text=speaker.say("keeping behind" if is_behind else "keeping", t=made.text, k=text))
+
+
+def name_all(speaker: Speaker, scene: Scene, items: Sequence[SceneObject]) -> str:
+    """How some of the objects are named together."""
+    if len(items) == 1:
+        return speaker.refer(scene, items[0])
+    for names in (("shape",), ("color", "shape")):
+        base = Filter.of(items[0], names)
+        if [item for item in scene.objects if base.matches(item)] == list(items) and speaker.maybe(0.8):
+            return speaker.say("two or more", n=speaker.noun(base, plural=True), m=speaker.number(len(items)))
+    return join([speaker.refer(scene, item) for item in items], " and ")
 
 
 def change_by_comparison(speaker: Speaker, scene: Scene) -> Changed:
@@ -825,12 +980,16 @@ def change_set(speaker: Speaker, scene: Scene) -> Changed:
     """All of them, both circles, every red one, the ones that are not red."""
     rng, number = speaker.rng, len(scene.objects)
     need(number > 1)
-    match rng.choice(("all", "all", "match", "match", "match", "not")):
+    match rng.choice(("all", "all", "match", "match", "match", "not", "color")):
         case "all":
             chosen = list(scene.objects)
             target = speaker.say("both of them" if number == 2 and speaker.maybe(0.7) else "all of them")
             if number > 2 and speaker.maybe(0.2):
                 target = speaker.say("all so many", n=speaker.number(number))
+        case "color":
+            value = rng.choice(scene.objects).color
+            chosen = [item for item in scene.objects if item.color == value]
+            target = speaker.say("all in a color", c=speaker.say(value))
         case "not":
             name = rng.choice(("color", "shape"))
             value = getattr(rng.choice(scene.objects), name)
@@ -860,10 +1019,10 @@ def change_but(speaker: Speaker, scene: Scene) -> Changed:
     plural = len(chosen) > 1
     kind, value, after = propose(speaker, scene, chosen)
     if kind == "remove":
-        text = speaker.say("change frame", c=speaker.say("only", k=name))
+        text = frame_change(speaker, speaker.say("only", k=name))
     elif speaker.maybe(0.4):
         order = say_change(speaker, kind, speaker.say("the rest" if plural else "the other one"), value, plural=plural)
-        text = speaker.say("keeping first", k=speaker.say("keep", k=name), c=order)
+        text = speaker.say("keeping first", k=say_keep(speaker, name, plural=len(stay) > 1), c=order)
     else:
         text = say_change(speaker, kind, speaker.say("everything except", k=name), value, plural=plural)
     return Changed(text, after)
@@ -883,7 +1042,7 @@ def remove_some(speaker: Speaker, scene: Scene) -> Changed:
     is_order = speaker.maybe(0.7)
     text = speaker.say("too many" if is_order else "too many said", **slots)
     after = changed(scene, speaker.rng.sample(alike, number))
-    return Changed(speaker.say("change frame", c=text) if is_order else text, after)
+    return Changed(frame_change(speaker, text) if is_order else text, after)
 
 
 def add_one(speaker: Speaker, scene: Scene) -> Changed:
@@ -914,6 +1073,9 @@ def add_one(speaker: Speaker, scene: Scene) -> Changed:
             slots["w"] = speaker.say(it) if is_it else f"{speaker.say(side)} {name}"
     elif places and form < 0.75:
         slots["w"] = speaker.say(places[0])
+    elif form > 0.78:
+        text = speaker.say("friend", a=slots["a"], t=speaker.refer(scene, rng.choice(scene.objects)))
+        return Changed(text, changed(scene, [], added=[new]), [said])
     text = order_change(speaker, "add" if slots["w"] else "add anywhere", **slots)
     return Changed(text, changed(scene, [], added=[new]), [said], relation)
 
@@ -954,13 +1116,18 @@ def add_alike(speaker: Speaker, scene: Scene) -> Changed:
     item = speaker.rng.choice(scene.objects)
     new = add_object(item, scene.objects, speaker.rng)
     name = "it" if len(scene.objects) == 1 and speaker.maybe(0.5) else speaker.refer(scene, item)
-    text = speaker.say("change frame", c=speaker.say("one more alike", t=name))
+    text = frame_change(speaker, speaker.say("one more alike", t=name))
     return Changed(text, changed(scene, [], added=[new]), [Filter.of(item)])
 
 
 def change_background(speaker: Speaker, scene: Scene) -> Changed:
     color = speaker.rng.choice([name for name in BACKGROUNDS if name != scene.background])
-    return Changed(order_change(speaker, "background", v=speaker.say(color)), replace(scene, background=color))
+    after = replace(scene, background=color)
+    if speaker.maybe(0.4):
+        slots = {"v": speaker.say(color), "o": speaker.say(scene.background)}
+        text = speaker.say("background from the old", **slots, like=speaker.say(f"{scene.background} is like"))
+        return Changed(text, after)
+    return Changed(order_change(speaker, "background", v=speaker.say(color)), after)
 
 
 def change_next(speaker: Speaker, before: Scene, scene: Scene, value: Filter | None) -> Changed:
@@ -980,17 +1147,24 @@ def change_next(speaker: Speaker, before: Scene, scene: Scene, value: Filter | N
 
 def change_twice(speaker: Speaker, scene: Scene) -> Changed:
     """Two or three changes in one sentence."""
-    choices = (*[change_one] * 4, add_one, change_background, change_set, add_some)
+    choices = (*[change_one] * 4, change_from_old, replace_in_place, add_one, change_background, change_set, add_some)
     forms = [speaker.rng.choice(choices) for _ in range(speaker.rng.choice((2, 2, 2, 3)))]
     need(forms.count(change_background) < 2)
-    text, said, now = "", [], scene
+    is_list, texts, said, now = len(forms) == 2 and speaker.maybe(0.25), [], [], scene
     for form in forms:
-        made = form(speaker.briefly() if text else speaker, now)
-        need("it" not in made.text.split() or not text)
-        text += (speaker.say("and then") if text else "") + made.text
+        made = form(speaker.briefly() if texts or is_list else speaker, now)
+        need("it" not in made.text.split() or not texts)
+        texts.append(made.text)
         said, now = [*said, *made.said], made.scene
-    if speaker.maybe(0.12):
-        text += ". " + speaker.say("keep", k=speaker.say("the rest"))
+    if is_list:
+        text = speaker.say("two things", a=texts[0], b=texts[1])
+    else:
+        text = texts[0] + "".join(speaker.say("and then") + text for text in texts[1:])
+    stay = [item for item in scene.objects if item in now.objects]
+    if stay and speaker.maybe(0.2):
+        is_one = len(stay) == 1 or speaker.maybe(0.5)
+        name = speaker.refer(scene, speaker.rng.choice(stay)) if is_one else speaker.say("the rest")
+        text += ". " + say_keep(speaker, name, plural=not is_one and name.endswith("s"))
     new = [item for item in now.objects if item not in scene.objects]
     need(now != scene and (not said or len(new) == len(said)))
     return Changed(text, now, said)
@@ -1010,7 +1184,9 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
         new = [replace(a, **{attribute: b_value}), replace(b, **{attribute: a_value})]
         after = changed(scene, [a, b], added=new)
         text = speaker.say("swap of two" if is_pair and speaker.maybe(0.5) else "swap", **slots)
-        if attribute != "shape" and speaker.maybe(0.2):
+        if attribute == "size" and speaker.maybe(0.25):
+            text += speaker.say("swap by comparison", **names, m=speaker.say(f"comparative {b_value}"))
+        elif attribute != "shape" and speaker.maybe(0.3):
             text += speaker.say("swap in detail", **names, v=speaker.say(b_value), w=speaker.say(a_value))
     else:
         after = changed(scene, [a], **{attribute: b_value})
@@ -1018,20 +1194,23 @@ def relate_two(speaker: Speaker, scene: Scene) -> Changed:
             slots["b"] = "the other one"
         is_size = attribute == "size" and speaker.maybe(0.7)
         text = speaker.say("as big as" if is_size else "same as", **slots, v="big" if b.size == "large" else "small")
-    return Changed(speaker.say("change frame", c=text), after)
+    return Changed(frame_change(speaker, text), after)
 
 
 CHANGE_FORMS = {
     remove_some: 5,
-    change_one: 44,
+    change_one: 40,
+    change_in_two: 18,
+    change_from_old: 12,
+    replace_in_place: 9,
     change_set: 26,
     change_but: 18,
     change_by_comparison: 4,
     add_one: 16,
     add_some: 9,
     add_alike: 4,
-    change_background: 9,
-    change_twice: 16,
+    change_background: 14,
+    change_twice: 20,
     relate_two: 14,
 }
 
@@ -1040,6 +1219,7 @@ CHANGE_FORMS = {
 
 Asked = tuple[str, str | bool]  # words and the right answer
 SYNONYMS = {"gray": ["grey"], "below": ["under", "beneath"], "above": ["over"], "circle": ["disk"], "cross": ["plus"]}
+TELLS_PLACE = re.compile(r"left|right|top|bottom|upper|lower")
 PICTURE = re.compile(r"\b(pic(ture)?|image|drawing|illustration|graphic|sketch|painting|photo|it|this|that|t?here)\b")
 PAST = {"is": "was", "are": "were", "does": "did", "do": "did", "has": "had", "what's": "what was", "whats": "what was"}
 PRESENT = re.compile(rf"\b({'|'.join(PAST)})\b(?! (not|you))")
@@ -1074,6 +1254,10 @@ def ask_count(speaker: Speaker, scene: Scene) -> Asked:
             item = speaker.rng.choice(scene.objects)
             slots = {"p": speaker.noun(Filter(item.shape), plural=True), "c": speaker.say(item.color)}
             return speaker.say("count others", **slots), str(Filter(item.shape, not_color=item.color).count(scene))
+    rest = [item.shape for item in scene.objects if item.shape != wanted.shape]
+    if wanted != ANY and wanted.shape and rest and speaker.maybe(0.2):
+        slots = {"p": speaker.noun(wanted, plural=True), "o": speaker.noun(Filter(rest[0]), plural=True)}
+        return speaker.say("count only", **slots), str(wanted.count(scene))
     return speaker.say("count", p=speaker.noun(wanted, plural=True)), str(wanted.count(scene))
 
 
@@ -1099,16 +1283,28 @@ def ask_attribute(speaker: Speaker, scene: Scene) -> Asked:
         return speaker.say("which is", v=speaker.say(value)), item.shape
     if form == "open" and is_it and name == "shape" and speaker.maybe(0.5):
         return speaker.say("what is it"), item.shape
-    target = rng.choice(("it", "it", "this", "that")) if is_it else speaker.refer(scene, item, without=name)
+    target = rng.choice(("it", "it", "this", "that")) if is_it else refer_twice(speaker, scene, item, without=name)
     if form == "open":
         return speaker.say(f"{name} of", t=target), value
     article = "a " if name == "shape" else ""
+    if name != "size" and speaker.maybe(0.3):
+        offered = offer(speaker, value, ATTRIBUTES[name], article=article)
+        return speaker.say("one of many", t=target, v=offered, a=name), value
     v, w = (article + speaker.say(each) for each in rng.sample((value, another(rng, name, [item])), 2))
     return speaker.say("one or the other", t=target, v=v, w=w), value
 
 
+def offer(speaker: Speaker, right: str, values: Iterable[str], *, article: str = "") -> str:
+    """The right value among others: "white, cream or gray"."""
+    others = speaker.rng.sample([value for value in values if value != right], speaker.rng.choice((1, 2, 2, 3)))
+    said = [article + speaker.say(value) for value in speaker.rng.sample([right, *others], len(others) + 1)]
+    return " or ".join(said) if speaker.maybe(0.3) else join(said, " or ")
+
+
 def ask_background(speaker: Speaker, scene: Scene) -> Asked:
-    if speaker.maybe(0.6):
+    if speaker.maybe(0.35):
+        return speaker.say("background of many", v=offer(speaker, scene.background, BACKGROUNDS)), scene.background
+    if speaker.maybe(0.55):
         return speaker.say("background of"), scene.background
     color = speaker.rng.choice((scene.background, speaker.rng.choice(BACKGROUNDS)))
     return speaker.say("is background", b=speaker.say(color)), color == scene.background
@@ -1126,6 +1322,8 @@ def ask_related(speaker: Speaker, scene: Scene) -> Asked:
             text = speaker.say("related", a=speaker.refer(scene, a), b=name, r=speaker.say(asked))
             return text, asked == relation
         case "either":
+            if relation in ("left of", "right of") and speaker.maybe(0.35):
+                return speaker.say("which side", a=speaker.refer(scene, a), b=name), relation.removesuffix(" of")
             direction = speaker.say("vertical" if relation in ("above", "below") else "horizontal")
             return speaker.say("either", a=speaker.refer(scene, a), b=name, d=direction), relation.removesuffix(" of")
     others = [item for item in scene.objects if item not in (a, b)]
@@ -1182,6 +1380,8 @@ def ask_same(speaker: Speaker, scene: Scene) -> Asked:
     else:
         all_ = speaker.say("asked of both" if len(items) == 2 else "asked of all", n=speaker.noun(base, plural=True))
     values = list(dict.fromkeys(getattr(item, attribute) for item in items))  # in the same order in every process
+    if len(values) == 1 and attribute != "size" and speaker.maybe(0.5):
+        return speaker.say("shared", all=all_, attribute=word), values[0]
     if attribute != "shape" and speaker.maybe(0.35):
         value = rng.choice([*values, rng.choice(ATTRIBUTES[attribute])])
         return speaker.say("all are", all=all_, v=speaker.say(value)), values == [value]
@@ -1197,7 +1397,9 @@ def ask_lists(speaker: Speaker, scene: Scene) -> Asked:
 def ask_where(speaker: Speaker, scene: Scene) -> Asked:
     item = speaker.rng.choice(scene.objects)
     place = need(stated_places(item))[0]
-    return speaker.say("where", t=speaker.refer(scene, item)), phrases("words")["places"][place][0]
+    name = speaker.refer(scene, item)
+    need(not TELLS_PLACE.search(name))
+    return speaker.say("where", t=name), phrases("words")["places"][place][0]
 
 
 QUESTION_FORMS = {
@@ -1386,7 +1588,11 @@ def change(
             elif is_next and attempt == 0:
                 made = change_next(speaker, before, scene, value)
             else:
-                made = speaker.pick(CHANGE_FORMS)(speaker, scene)
+                form = speaker.pick(CHANGE_FORMS)
+                made = form(speaker, scene)
+                if form not in (change_but, change_twice) and speaker.maybe(0.35):
+                    made = keep_too(speaker, scene, made)
+                    made = keep_too(speaker, scene, made) if speaker.maybe(0.15) else made
             if split_of(made.scene) == split:
                 return made
     raise UnsayableError
@@ -1461,13 +1667,16 @@ def ask(speaker: Speaker, scene: Scene, *, where: str = "") -> PeopleTurn:
     text, right = speaker.attempt(QUESTION_FORMS, scene)
     while where and PICTURE.search(text):
         text, right = speaker.attempt(QUESTION_FORMS, scene)
-    if isinstance(right, bool):
+    is_yes_or_no = isinstance(right, bool)
+    if is_yes_or_no:
         right = "yes" if right else "no"
     if where:
         text = PRESENT.sub(lambda found: PAST[found[0]], text) if speaker.maybe(0.6) else text
         text = speaker.say("about an earlier one", q=text, w=where)
-    elif text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.1):
-        text = f"i wonder if {text}"
+    elif is_yes_or_no and text[:3] in ("is ", "are", "do ", "doe") and speaker.maybe(0.25):
+        text = speaker.say("yes or no", q=text)
+    elif (right.isdigit() or right in (*COLORS, *SHAPES, *BACKGROUNDS)) and speaker.maybe(0.1):
+        text = speaker.say("only the number" if right.isdigit() else "only the word", q=text)
     else:
         text = speaker.say("ask frame", q=text, i=text)
     text = with_asides(speaker, text, of=" question")
@@ -1538,7 +1747,8 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
                 asked = expect["scene"]
                 need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
             else:
-                text, made = speaker.pick(CHANGES)(asker, scene)[:2]
+                asked = speaker.pick(CHANGES)(asker, scene)
+                text, made = (keep_too(asker, scene, asked) if speaker.maybe(0.25) else asked)[:2]
             if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
                 return text, kind
     raise UnsayableError
@@ -1602,7 +1812,7 @@ def outside_words(speaker: Speaker, form: str, scene: Scene | None) -> str:
         case "move" | "styling" | "rotate" | "text":
             said = speaker.say(form, **slots, a=slots["t"])
             is_whole = speaker.maybe(0.5) if form == "text" else "tilted" in said
-            return said if is_whole else speaker.say("change frame", c=said)
+            return said if is_whole else frame_change(speaker, said)
         case _:
             text = speaker.say(f"request for {form}", **slots)
     if not items or form not in ("thing", "shape", "color"):
