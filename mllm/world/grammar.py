@@ -163,6 +163,7 @@ class Typing:
         elif self.marks and text[-1:] not in ".!?":
             text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!"))
         if self.says_marks:
+            text = text.replace("\n", " new line ")
             text = MARK.sub(lambda found: f" {rng.choice(MARKS_SAID[found[0]])}", text)
         return text + rng.choice((" :)", " \U0001f60a", " lol", "!!", " \u2764")) if rng.random() < 0.012 else text
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, pairwise
+from itertools import combinations, compress, pairwise
 from random import Random
 from typing import Any, NamedTuple
 
@@ -406,8 +406,7 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
         names, filters = ("color", "shape"), list(kinds)
     said = [Filter.of(item, ("color", "shape")) if later else item for item in filters]
     parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in said]
-    if not only_colors and speaker.maybe(0.2):
-        parts = [f"{which} {part}" for which, part in zip(order_words(speaker, number), parts, strict=True)]
+    which = [f"{word} " for word in order_words(speaker, number)] if speaker.maybe(0.2) else [""] * number
     head = speaker.some(Filter(shape), number) if shape else ""
     if number < 4 and speaker.maybe(0.5):
         first, last = (speaker.say(f"{side} end") for side in ends)
@@ -416,12 +415,15 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
             spots[1] = "below that" if layout == "column" else "next to it"
         is_first = speaker.maybe(0.3)
         told = [f"{spot} {part}" if is_first else f"{part} {spot}" for part, spot in zip(parts, spots, strict=True)]
-        text = speaker.say("mark between places").join(told)
+        text = speaker.say("mark between places").join(map("".join, zip(which, told, strict=True)))
         text = speaker.say("each in its place", h=head, t=text) if head else text
     else:
-        joined = join(parts, rng.choice((" and ", ", ", ", then ")))
+        parts = list(map("".join, zip(which, parts, strict=True)))
+        joined = join(parts, ", " if which[0] else rng.choice((" and ", ", ", ", then ")))
         slots = {"j": " ".join(parts) if speaker.maybe(0.15) else joined, "flow": speaker.say(f"in a {layout}")}
-        text = speaker.say("arranged with head" if head and speaker.maybe(0.6) else "arranged", h=head, **slots)
+        text = speaker.say(
+            "arranged with head" if head and (only_colors or speaker.maybe(0.6)) else "arranged", h=head, **slots
+        )
     relations = [(index, relation, index + 1) for index in range(number - 1)]
     return Drawn(tidy(text).strip(":, ") + later, scene, drawn(scene, filters, relations=relations))
 
@@ -455,7 +457,7 @@ def compare_sizes(speaker: Speaker, split: Split) -> Drawn:
 def leave_open(speaker: Speaker, split: Split) -> Drawn:
     """Little is said: only hearts, anything red, three shapes of your choice, none of them blue."""
     rng, number = speaker.rng, speaker.how_many((1, 2, 2, 3, 3, 4))
-    forms = ["of your choice", "not in a color"]
+    forms = ["of your choice", "not in a color", "not of a shape"]
     if not speaker.exceeds:
         forms += ["only of a shape", "only in a color", "all different shapes", "all different colors", "anything"]
     form, kind, varied, like = rng.choice(forms), rng.choice(SEEN_KINDS), None, ANY
@@ -469,6 +471,10 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
         case "not in a color":
             need(number > 1)
             like, none = Filter(kind.shape, not_color=kind.color), [{"color": kind.color}]
+        case "not of a shape":
+            need(number > 1)
+            shape = another(rng, "shape", [kind])
+            like, none = Filter(color=kind.color, not_shape=shape), [{"shape": shape}]
         case "all different shapes" | "all different colors":
             need(number > 1)
             varied = form.split()[-1][:-1]
@@ -476,10 +482,12 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
         case "anything":
             total = None
     kinds = random_kinds(rng, number, like, differ=varied)
-    named = [replace(like, not_color=None)] if total and like != ANY else []
+    open_like = replace(like, not_color=None, not_shape=None)
+    named = [open_like] if total and like != ANY else []
     slots = {"n": speaker.number(number) if number > 1 else "one", "c": speaker.say(kind.color)}
-    slots["p"] = speaker.noun(replace(like, not_color=None), plural=number > 1 or form != "of your choice")
-    slots["v"] = speaker.say("color") if varied == "color" else "shape"
+    slots["p"] = speaker.noun(open_like, plural=number > 1 or form != "of your choice")
+    slots["v"] = speaker.say(like.not_shape or "color") if like.not_shape or varied == "color" else "shape"
+    slots["q"] = speaker.noun(Filter(like.not_shape), plural=True)
     scene = scene_of(kinds, rng)
     text = speaker.say("all different" if varied else form, **slots)
     return Drawn(text, scene, drawn(scene, named, total=total, none=none))
@@ -492,7 +500,24 @@ def several(speaker: Speaker, split: Split) -> Drawn:
     base = Filter.of(rng.choice(SEEN_KINDS), names)
     kinds, filters, layout = random_kinds(rng, number, base), [base] * number, None
     text = speaker.some(base, number)
-    match speaker.pick({"": 50, "all in color": 11, "others": 24, "in a line": 10, "and no more": 9}):
+    form = {"": 50, "all in color": 11, "all alike": 16, "others": 24, "more": 10, "in a line": 10, "and no more": 9}
+    match speaker.pick(form):
+        case "all alike":
+            need(number > 1 and (base.size or base.color))
+            names = [name for name in ("size", "color") if getattr(base, name)]
+            later = rng.sample(names, rng.randint(1, len(names)))
+            both = "both" if number == 2 else "all"
+            said = rng.choice((" and ", f" and {both} ", f" and {both} of them ")) if number < 5 else " and "
+            said = said.join(speaker.say(getattr(base, name)) for name in later)
+            text = speaker.some(replace(base, **dict.fromkeys(later)), number)
+            text += speaker.say("all alike", a=both, v=said)
+        case "more":
+            need(base.pair and base.size and number < MAX_OBJECTS)
+            count, other = rng.randint(1, MAX_OBJECTS - number), replace(base, size=another(rng, "size", [base]))
+            kinds, filters = kinds + [other] * count, filters + [other] * count
+            slots = {"n": speaker.number(count, plain=True), "o": speaker.say(other.size), "v": speaker.say(base.color)}
+            slots |= {"p": speaker.noun(Filter(base.shape), plural=count > 1), "ones": "one" if count == 1 else "ones"}
+            text = speaker.say("and more of them", x=text, verb="is" if count == 1 else "are", **slots)
         case "all in color":
             colored = speaker.say("all in color" if number > 1 else "in the color", c=speaker.say(need(base.color)))
             text = speaker.some(replace(base, color=None), number) + colored
@@ -697,6 +722,8 @@ def dictate(speaker: Speaker, split: Split) -> Drawn:
     """One object after the other as they come to mind, perhaps each from the one before it."""
     scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 4))
     text, relations = piece_by_piece(speaker, filters[0]), []
+    if speaker.maybe(0.25):
+        text += f" {speaker.say(need(stated_places(order[0]))[0])}"
     for index, item in list(enumerate(filters))[1:]:
         part = piece_by_piece(speaker, item) if speaker.maybe(0.5) else speaker.some(item, long=True)
         relation = main_relation(order[index], order[index - 1])
@@ -711,7 +738,8 @@ def dictate(speaker: Speaker, split: Split) -> Drawn:
 
 def flank(speaker: Speaker, split: Split) -> Drawn:
     """One object, and what is on its sides: "a star, accompanied on its left by a heart"."""
-    layout, sides, relation = speaker.rng.choice((("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")))
+    layouts = ("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")
+    layout, sides, relation = speaker.rng.choice(layouts)
     kinds = random_kinds(speaker.rng, speaker.rng.choice((2, 2, 3, 3, 3)))
     filters = random_filters(speaker, kinds)
     need(len(set(filters)) == len(filters))
@@ -734,8 +762,8 @@ def repeat_values(speaker: Speaker, split: Split) -> Drawn:
     kinds, shared = random_kinds(rng, 1), [[]]
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         alike, last = rng.sample(names, rng.randint(1, len(names) - 1)), kinds[-1]
-        fit = [kind for kind in SEEN_KINDS if all((getattr(kind, n) == getattr(last, n)) == (n in alike) for n in names)]
-        kinds.append(rng.choice(need(fit)))
+        fits = [{n for n in names if getattr(kind, n) == getattr(last, n)} == set(alike) for kind in SEEN_KINDS]
+        kinds.append(rng.choice(need(list(compress(SEEN_KINDS, fits)))))
         shared.append(alike)
     filters = [Filter.of(kind, names) for kind in kinds]
     need(len(set(kinds)) == len(set(filters)) == len(kinds))
@@ -764,15 +792,16 @@ def repeat_values(speaker: Speaker, split: Split) -> Drawn:
 def family(speaker: Speaker, split: Split) -> Drawn:
     """A large and a small one of a kind, as children say it: "a mama star and a baby star"."""
     shape = speaker.rng.choice(SEEN_KINDS).shape
-    kinds = [speaker.rng.choice([k for k in SEEN_KINDS if (k.shape, k.size) == (shape, size)]) for size in ("large", "small")]
+    kinds = [random_kinds(speaker.rng, 1, Filter(shape, size=size))[0] for size in ("large", "small")]
     is_told = speaker.maybe(0.75)
     filters = [Filter.of(kind, FULL if is_told else ("shape", "size")) for kind in kinds]
-    text, colors = speaker.say("families", s=speaker.say(shape)), [speaker.say(kind.color) for kind in kinds]
+    slots, colors = {"s": speaker.say(shape), "P": speaker.say("parent")}, [speaker.say(k.color) for k in kinds]
+    text = speaker.say("families", **slots)
     if is_told and kinds[0].color == kinds[1].color and speaker.maybe(0.7):
         text += speaker.say("both in the family", v=colors[0])
     elif is_told:
         sizes = [f"{speaker.say(kind.size)} and " * speaker.maybe(0.5) for kind in kinds]
-        text += speaker.say("family told", v=sizes[0] + colors[0], w=sizes[1] + colors[1])
+        text += speaker.say("family told", **slots, v=sizes[0] + colors[0], w=sizes[1] + colors[1])
     scene = scene_of(kinds, speaker.rng)
     return Drawn(text, scene, drawn(scene, filters))
 
@@ -820,7 +849,8 @@ def specify(speaker: Speaker, split: Split) -> Drawn:
         values = {name: speaker.say(getattr(item, name)) for name in FULL if getattr(item, name)}
         if form == "required":
             later = [name for name in ("color", "size") if getattr(item, name) and speaker.maybe(0.5)]
-            row = speaker.say("required number", x=speaker.some(replace(item, **dict.fromkeys(later)), count))
+            noun = speaker.noun(replace(item, **dict.fromkeys(later)), plural=count > 1)
+            row = speaker.say("required number", x=f"{speaker.number(count, plain=True)} {noun}")
             both = {1: "", 2: "both "}.get(count, "all ")
             rows.append(", ".join([row, *(both + values[name] for name in later)]))
             continue
@@ -831,10 +861,11 @@ def specify(speaker: Speaker, split: Split) -> Drawn:
         rows.append(by_key if form == "keys" else rng.choice(("/", "/", " / ", ", ")).join(value for _, value in told))
     if form == "values":
         between_rows = rng.choice(("\n", "; ", "; "))
-    is_set, background = speaker.maybe(0.6), speaker.say(scene_background := rng.choice(BACKGROUNDS))
-    if is_set:
-        key = speaker.say("key of background")
-        rows.insert(rng.choice((0, len(rows), len(rows))), f"{key} {rng.choice(('shall be', 'must be', 'is'))} {background}" if form == "required" else f"{key}{equal}{background}")
+    background = rng.choice(BACKGROUNDS)
+    if is_set := speaker.maybe(0.6):
+        equal = f" {rng.choice(('shall be', 'must be', 'is'))} " if form == "required" else equal
+        row = f"{speaker.say('key of background')}{equal}{speaker.say(background)}"
+        rows.insert(rng.choice((0, len(rows), len(rows))), row)
     if speaker.maybe(0.2):
         rows.append(speaker.say("nothing further"))
     if form == "required" and speaker.maybe(0.6):
@@ -844,8 +875,7 @@ def specify(speaker: Speaker, split: Split) -> Drawn:
         rows = [f"- {row}" for row in rows]
     repeated = [item for item, count in zip(filters, counts, strict=True) for _ in range(count)]
     scene = scene_of([kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)], rng)
-    scene = replace(scene, background=scene_background)
-    expect = drawn(scene, repeated, background=scene_background if is_set else None)
+    expect = drawn(scene := replace(scene, background=background), repeated, background=background if is_set else None)
     return Drawn(tidy(between_rows.join(rows)), scene, expect, "spec")
 
 
