@@ -202,6 +202,23 @@ def piece_by_piece(speaker: Speaker, item: Filter) -> str:
     return tidy(speaker.say("piece by piece twice" if len(values) == 2 else "piece by piece", **slots))
 
 
+def say_loosely(speaker: Speaker, item: Filter) -> str:
+    """One object in its usual words, piece by piece, or with another shape first: "a cross, no, a square, in red"."""
+    values = [value for value in (item.size, item.color) if value]
+    need(item.shape and values)
+    if speaker.maybe(0.4):
+        return speaker.some(item, long=True)
+    if speaker.maybe(0.85):
+        return piece_by_piece(speaker, item)
+    wrong = another(speaker.rng, "shape", [item])
+    slots = {"w": speaker.some(Filter(wrong)), "r": f"a {speaker.say(item.shape)}"}
+    behind = [
+        speaker.say(f"size {value}") if value in SIZES else speaker.say("in color", v=speaker.say(value))
+        for value in speaker.rng.sample(values, len(values))
+    ]
+    return tidy(f"{speaker.say('corrected at once', **slots)}, {' and '.join(behind)}")
+
+
 def there(speaker: Speaker, relation: str, name: str = "") -> str:
     """Where the next object is from the one before it, which may have a name: "right below that"."""
     named = name and speaker.maybe(0.4)
@@ -394,17 +411,20 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
     rng, number = speaker.rng, speaker.how_many((2, 3, 3, 3, 4, 4))
     layout, ends, relation = rng.choice((("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")))
     shape = rng.choice(SEEN_KINDS).shape if speaker.maybe(0.35) else None
-    kinds = random_kinds(rng, number, Filter(shape, size="small" if number > 3 else None))
+    shade = rng.choice(SEEN_KINDS).color if not shape and number < 6 and speaker.maybe(0.2) else None
+    kinds = random_kinds(rng, number, Filter(shape, shade, "small" if number > 3 else None))
     need(len({kind.pair for kind in kinds}) == number)
     scene = scene_of(kinds, rng, layout=layout)
     only_colors = shape is not None and speaker.maybe(0.7)
     names = FULL if not only_colors and speaker.maybe(0.3) else ("color", "shape")
     filters = [Filter.of(kind, names) for kind in kinds]
     sizes = {kind.size for kind in kinds}
-    later = speaker.say("all in size", z=speaker.say(*sizes)) if len(sizes) == 1 and speaker.maybe(0.35) else ""
-    if later:
-        names, filters = ("color", "shape"), list(kinds)
-    said = [Filter.of(item, ("color", "shape")) if later else item for item in filters]
+    said, later = filters, ""
+    if shade:
+        said, later = [replace(item, color=None) for item in filters], speaker.say("all in color", c=speaker.say(shade))
+    elif len(sizes) == 1 and speaker.maybe(0.35):
+        said, filters = [Filter.of(item, ("color", "shape")) for item in kinds], list(kinds)
+        later = speaker.say("all in size", z=speaker.say(*sizes))
     parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in said]
     which = [f"{word} " for word in order_words(speaker, number)] if speaker.maybe(0.2) else [""] * number
     head = speaker.some(Filter(shape), number) if shape else ""
@@ -686,6 +706,7 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
     rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 3, 4))
     said, sentences, relations, last = list(filters), [], [], []
+    words = order_words(speaker, len(order)) if 1 < len(order) < 5 and speaker.maybe(0.2) else []
     shared = [name for name in ("color", "size") if len({getattr(item, name) for item in filters}) == 1]
     if len(filters) == 2 and shared and (value := getattr(filters[0], shared[0])):
         said = [replace(item, **{shared[0]: None}) for item in filters]
@@ -704,8 +725,13 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
         relation = main_relation(order[index], order[index - 1]) if index else None
         if relation and speaker.maybe(0.6):
             where = there(speaker, relation, name_among(speaker, said, index - 1))
-            sentences.append(speaker.say("told next there", x=part, i=where))
+            if words:
+                sentences.append(speaker.say("told in order", w=words[index], x=f"{part} {where}"))
+            else:
+                sentences.append(speaker.say("told next there", x=part, i=where))
             relations.append((index, relation, index - 1))
+        elif words:
+            sentences.append(speaker.say("told in order", w=words[index], x=part))
         else:
             sentences.append(speaker.say("told next" if index else "told at first", x=part))
         if is_late:
@@ -721,11 +747,17 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
 def dictate(speaker: Speaker, split: Split) -> Drawn:
     """One object after the other as they come to mind, perhaps each from the one before it."""
     scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 4))
-    text, relations = piece_by_piece(speaker, filters[0]), []
+    text, relations = say_loosely(speaker, filters[0]), []
     if speaker.maybe(0.25):
         text += f" {speaker.say(need(stated_places(order[0]))[0])}"
     for index, item in list(enumerate(filters))[1:]:
-        part = piece_by_piece(speaker, item) if speaker.maybe(0.5) else speaker.some(item, long=True)
+        before = filters[index - 1]
+        if item.size and before.size not in (None, item.size) and speaker.maybe(0.3):
+            part = speaker.some(replace(item, size=None), long=True)
+            name = name_among(speaker, filters, index - 1)
+            part += speaker.say("against another", m=speaker.say(f"comparative {item.size}"), n=name)
+        else:
+            part = say_loosely(speaker, item)
         relation = main_relation(order[index], order[index - 1])
         if relation and speaker.maybe(0.75):
             where = there(speaker, relation, name_among(speaker, filters, index - 1))
@@ -833,7 +865,7 @@ def leave_one_open(speaker: Speaker, split: Split) -> Drawn:
 
 def specify(speaker: Speaker, split: Split) -> Drawn:
     """A form that is filled in, or a list of requirements: "shape: star; fill: red; qty: 2"."""
-    rng, form = speaker.rng, speaker.rng.choice(("keys", "keys", "values", "required", "required"))
+    rng, form = speaker.rng, speaker.rng.choice(("keys", "keys", "values", "required", "required", "pieces"))
     kinds = random_kinds(rng, rng.choice((1, 2, 2, 2, 3)))
     filters = [Filter.of(kind, FULL if speaker.maybe(0.75) else ("color", "shape")) for kind in kinds]
     counts = [rng.choice((1, 1, 1, 2, 3)) for _ in kinds]
@@ -854,11 +886,18 @@ def specify(speaker: Speaker, split: Split) -> Drawn:
             both = {1: "", 2: "both "}.get(count, "all ")
             rows.append(", ".join([row, *(both + values[name] for name in later)]))
             continue
+        if form == "pieces":
+            said = {"n": values.pop("shape"), "v": " ".join(rng.sample([*values.values()], len(values)))}
+            pieces = f"{speaker.number(count, plain=True)} {'piece' if count == 1 else 'pieces'}"
+            rows.append(speaker.say("in pieces", **said, c=values["color"], s=values.get("size", ""), k=pieces))
+            continue
         if count > 1 or tells_one:
             values["number"] = rng.choice((str(count), f"{count}x", speaker.number(count, plain=True)))
         told = [(keys[name], values[name]) for name in order if name in values]
         by_key = mark.join(f"{key}{equal}{value}" for key, value in told)
         rows.append(by_key if form == "keys" else rng.choice(("/", "/", " / ", ", ")).join(value for _, value in told))
+    if form == "pieces":
+        equal, between_rows = " ", rng.choice((", ", ", ", "; ", " and "))
     if form == "values":
         between_rows = rng.choice(("\n", "; ", "; "))
     background = rng.choice(BACKGROUNDS)
@@ -876,7 +915,7 @@ def specify(speaker: Speaker, split: Split) -> Drawn:
     repeated = [item for item, count in zip(filters, counts, strict=True) for _ in range(count)]
     scene = scene_of([kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)], rng)
     expect = drawn(scene := replace(scene, background=background), repeated, background=background if is_set else None)
-    return Drawn(tidy(between_rows.join(rows)), scene, expect, "spec")
+    return Drawn(tidy(between_rows.join(rows)), scene, expect, "" if form == "pieces" else "spec")
 
 
 DRAWING_FORMS = {
