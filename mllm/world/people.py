@@ -426,7 +426,8 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
         said, filters = [Filter.of(item, ("color", "shape")) for item in kinds], list(kinds)
         later = speaker.say("all in size", z=speaker.say(*sizes))
     parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in said]
-    which = [f"{word} " for word in order_words(speaker, number)] if speaker.maybe(0.2) else [""] * number
+    is_numbered = number <= MAX_OBJECTS and speaker.maybe(0.2)
+    which = [f"{word} " for word in order_words(speaker, number)] if is_numbered else [""] * number
     head = speaker.some(Filter(shape), number) if shape else ""
     if number < 4 and speaker.maybe(0.5):
         first, last = (speaker.say(f"{side} end") for side in ends)
@@ -453,7 +454,8 @@ def order_words(speaker: Speaker, number: int) -> list[str]:
     words = ["first", *["second", "third"][: number - 1], *["fourth"] * (number > 3)]
     if speaker.maybe(0.5):
         words = ["first", *["then"] * (number - 1)]
-    words[-1] = speaker.rng.choice((words[-1], "last", "finally", "and last", f"{words[-1]} and last"))
+    both = words[-1] if words[-1] == "then" else f"{words[-1]} and last"
+    words[-1] = speaker.rng.choice((words[-1], "last", "finally", "and last", both))
     return words
 
 
@@ -1791,12 +1793,15 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     for _ in range(NEARLY_TRIES):
         with suppress(UnsayableError):
             if scene is None:
-                text, made, expect = draw_turn(asker, "train")
+                text, _, expect = draw_turn(asker, "train")
                 asked = expect["scene"]
-                need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
+                need(not asked["none"] and all(isinstance(each.get(kind, ""), str) for each in asked["objects"]))
+                is_ground = kind == "background"
+                said = {asked["background"]} if is_ground else {each.get(kind) for each in asked["objects"]}
             else:
                 text, made = speaker.pick(CHANGES)(asker, scene)[:2]
-            if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
+                said = values_of(made, kind)
+            if any(beyond[value] in text for value in said if value in beyond):
                 return text, kind
     raise UnsayableError
 
