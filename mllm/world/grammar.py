@@ -167,6 +167,7 @@ class Typing:
         elif self.marks and text[-1:] not in ".!?":
             text += rng.choice(("?", "?", "??") if asks else (".", ".", ".", "!"))
         if self.says_marks:
+            text = text.replace("\n", " new line ")
             text = MARK.sub(lambda found: f" {rng.choice(MARKS_SAID[found[0]])}", text)
         return text + rng.choice((" :)", " \U0001f60a", " lol", "!!", " \u2764")) if rng.random() < 0.012 else text
 
@@ -254,10 +255,11 @@ class Speaker:
         if self.puts_nouns_first and (color or size) and self.maybe(0.85):
             return tidy(f"{shape} {color} {size}" if self.maybe(0.5) else f"{shape} {size} {color}")
         name = f"{'long ' * long}noun{' size' * bool(size)}{' color' * bool(color)}"
-        return self.say(name, n=shape, s=size, c=color, verb=verb)
+        behind = self.say(f"size {item.size}") if item.size else ""
+        return self.say(name, n=shape, s=size, c=color, z=behind, verb=verb)
 
-    def number(self, count: int) -> str:
-        if count == 2 and self.maybe(0.08):
+    def number(self, count: int, *, plain: bool = False) -> str:
+        if count == 2 and not plain and self.maybe(0.08):
             return self.rng.choice(("a pair of", "a couple of"))
         return NUMBERS[count] if self.maybe(0.6) else str(count)
 

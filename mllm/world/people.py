@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, pairwise
+from itertools import combinations, compress, pairwise
 from random import Random
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ from mllm.world.spec import ANY, Filter
 # ---- requests to draw: a scene, what is said of it, and what an image of these words must show ----
 
 FULL = ("size", "color", "shape")
+BREAK = re.compile(r"[.:;?\n]")
 SEEN_KINDS = [Filter(shape, color, size) for color, shape in sorted(SEEN_PAIRS) for size in SIZES]
 """Everything that training sees."""
 
@@ -76,11 +77,18 @@ def draw_turn(speaker: Speaker, split: Split, *, frame: str = "draw") -> tuple[s
         text, scene, expect, own_frame = speaker.attempt(forms, split)
         if speaker.exceeds or split_of(scene) == split:
             break
-    slots, names_background = {"b": speaker.say(scene.background)}, speaker.maybe(0.42)
+    count = expect["scene"]["total"]
+    if count and speaker.maybe(0.07):
+        ended = "counted at the end" if count > 1 else "counted as one"
+        text = text.rstrip(".") + speaker.say(ended, n=speaker.number(count, plain=True))
+    slots = {"b": speaker.say(scene.background), "w": speaker.say(f"why {scene.background}")}
+    names_background = expect["scene"]["background"] is None and speaker.maybe(0.45)
     in_phrase = not own_frame and "\n" not in text and speaker.maybe(0.71)
     if names_background:
         expect["scene"]["background"] = scene.background
         text = speaker.say("background in phrase", x=text, **slots) if in_phrase else text
+    if not own_frame and frame == "draw" and not BREAK.search(text) and speaker.maybe(0.05):
+        own_frame = "draw within"
     text = tidy(speaker.say(own_frame or frame, x=text, s=text))
     if names_background and not in_phrase:
         text = speaker.say("background in sentence", x=text.rstrip("."), **slots)
@@ -180,6 +188,50 @@ def name_among(speaker: Speaker, filters: Sequence[Filter], index: int) -> str:
     raise UnsayableError
 
 
+def piece_by_piece(speaker: Speaker, item: Filter) -> str:
+    """One object as it comes to mind: "a star, a blue one, and small"."""
+    values = [value for value in (item.size, item.color) if value]
+    need(item.shape and values)
+    speaker.rng.shuffle(values)
+    said = [speaker.say(value) for value in values]
+    behind = [
+        speaker.say(f"size {value}") if value in SIZES else speaker.say("in color", v=words)
+        for value, words in zip(values, said, strict=True)
+    ]
+    slots = {"n": speaker.say(item.shape), "v": said[0], "h": behind[0], "w": said[-1], "g": behind[-1], "a": "a"}
+    return tidy(speaker.say("piece by piece twice" if len(values) == 2 else "piece by piece", **slots))
+
+
+def say_loosely(speaker: Speaker, item: Filter) -> str:
+    """One object in its usual words, piece by piece, or with another shape first: "a cross, no, a square, in red"."""
+    values = [value for value in (item.size, item.color) if value]
+    need(item.shape and values)
+    if speaker.maybe(0.4):
+        return speaker.some(item, long=True)
+    if speaker.maybe(0.85):
+        return piece_by_piece(speaker, item)
+    wrong = another(speaker.rng, "shape", [item])
+    slots = {"w": speaker.some(Filter(wrong)), "r": f"a {speaker.say(item.shape)}"}
+    behind = [
+        speaker.say(f"size {value}") if value in SIZES else speaker.say("in color", v=speaker.say(value))
+        for value in speaker.rng.sample(values, len(values))
+    ]
+    return tidy(f"{speaker.say('corrected at once', **slots)}, {' and '.join(behind)}")
+
+
+def there(speaker: Speaker, relation: str, name: str = "") -> str:
+    """Where the next object is from the one before it, which may have a name: "right below that"."""
+    named = name and speaker.maybe(0.4)
+    return speaker.say(f"there {relation}", p=f"the {name}" if named else speaker.say("the one before"))
+
+
+def name_two(speaker: Speaker, filters: Sequence[Filter]) -> list[str]:
+    """How the first two objects are referred to; "former" and "latter" only where there are no more."""
+    if len(filters) == 2 and speaker.maybe(0.3):
+        return [speaker.say("former"), speaker.say("latter")]
+    return [name_among(speaker, filters, index) for index in (0, 1)]
+
+
 def another(rng: Random, name: str, items: Iterable[SceneObject | Filter]) -> str:
     """A value of an attribute that none of the objects has; UnsayableError where there is none."""
     taken = {getattr(item, name) for item in items}
@@ -225,7 +277,7 @@ def list_objects(speaker: Speaker, split: Split) -> Drawn:
         case "placed later":
             relation = need(main_relation(*order[:2]))
             need(len(set(filters)) == len(filters))
-            a, b = (name_among(speaker, filters, index) for index in (0, 1))
+            a, b = name_two(speaker, filters)
             text += speaker.say("placed later", a=a, b=b, r=speaker.say(relation))
             relations = [(0, relation, 1)]
         case "denied":
@@ -252,6 +304,10 @@ def relate(speaker: Speaker, split: Split) -> Drawn:
     text = speaker.say(f"related {'sentence' if is_sentence else 'later' if is_later else 'objects'}", **slots)
     if is_late:
         text += speaker.say("both in color", c=speaker.say(a.color))
+    if len(order) == 2 and not is_sentence and speaker.maybe(0.06):
+        sides = [speaker.say(f"{SIDES[each]} end") for each in (relation, OPPOSITE[relation])]
+        ends = [f"{speaker.noun(item)} {side}" for item, side in zip((a, b), sides, strict=True)]
+        text += speaker.say("recap", x=speaker.rng.choice((", ", " and ")).join(ends))
     relations, rest = [(0, relation, 1)], []
     for index, item in enumerate(order[2:], 2):
         rest.append(speaker.some(filters[index]))
@@ -270,6 +326,8 @@ def group(speaker: Speaker, split: Split) -> Drawn:
     rng, number = speaker.rng, speaker.how_many((2, 2, 2, 3, 3, 3, 4, 4))
     varied = speaker.pick({"color": 4, "shape": 3, "size": 2})
     shared = {"color": ("shape",), "shape": ("color",), "size": ("shape", "color")}[varied]
+    of_a_size = varied != "size" and speaker.maybe(0.25)
+    shared += ("size",) * of_a_size
     like = Filter.of(rng.choice(SEEN_KINDS), shared)
     kinds = random_kinds(rng, number, like)
     base = Filter.of(like, shared[:1] if speaker.maybe(0.3) else shared)
@@ -302,6 +360,7 @@ def group(speaker: Speaker, split: Split) -> Drawn:
     form = speaker.pick(
         {
             "told apart": 30,
+            "alike in size": 60 * (base.size is not None),
             "and the rest": 9 * (varied != "shape" and len(counts) == 2),
             "told apart by color": 22 * (varied == "color" and len(counts) == number),
             "colors before the noun": 11 * (varied == "color"),
@@ -317,6 +376,8 @@ def group(speaker: Speaker, split: Split) -> Drawn:
             slots["h"] = speaker.noun(base, plural=is_plural)
         case "only some":
             expect = drawn(scene, [replace(base, color=least), replace(base, not_color=least)])
+        case "alike in size":
+            slots["h"], slots["z"] = speaker.some(replace(base, size=None), number), speaker.say(base.size)
         case "alike in color":
             slots["h"] = speaker.some(Filter(base.shape), number)
         case "an odd one":
@@ -350,13 +411,23 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
     rng, number = speaker.rng, speaker.how_many((2, 3, 3, 3, 4, 4))
     layout, ends, relation = rng.choice((("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")))
     shape = rng.choice(SEEN_KINDS).shape if speaker.maybe(0.35) else None
-    kinds = random_kinds(rng, number, Filter(shape, size="small" if number > 3 else None))
+    shade = rng.choice(SEEN_KINDS).color if not shape and number < 6 and speaker.maybe(0.2) else None
+    kinds = random_kinds(rng, number, Filter(shape, shade, "small" if number > 3 else None))
     need(len({kind.pair for kind in kinds}) == number)
     scene = scene_of(kinds, rng, layout=layout)
     only_colors = shape is not None and speaker.maybe(0.7)
     names = FULL if not only_colors and speaker.maybe(0.3) else ("color", "shape")
     filters = [Filter.of(kind, names) for kind in kinds]
-    parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in filters]
+    sizes = {kind.size for kind in kinds}
+    said, later = filters, ""
+    if shade:
+        said, later = [replace(item, color=None) for item in filters], speaker.say("all in color", c=speaker.say(shade))
+    elif len(sizes) == 1 and speaker.maybe(0.35):
+        said, filters = [Filter.of(item, ("color", "shape")) for item in kinds], list(kinds)
+        later = speaker.say("all in size", z=speaker.say(*sizes))
+    parts = [speaker.say(item.color) if only_colors else speaker.some(item) for item in said]
+    is_numbered = number <= MAX_OBJECTS and speaker.maybe(0.2)
+    which = [f"{word} " for word in order_words(speaker, number)] if is_numbered else [""] * number
     head = speaker.some(Filter(shape), number) if shape else ""
     if number < 4 and speaker.maybe(0.5):
         first, last = (speaker.say(f"{side} end") for side in ends)
@@ -365,14 +436,27 @@ def arrange(speaker: Speaker, split: Split) -> Drawn:
             spots[1] = "below that" if layout == "column" else "next to it"
         is_first = speaker.maybe(0.3)
         told = [f"{spot} {part}" if is_first else f"{part} {spot}" for part, spot in zip(parts, spots, strict=True)]
-        text = speaker.say("mark between places").join(told)
+        text = speaker.say("mark between places").join(map("".join, zip(which, told, strict=True)))
         text = speaker.say("each in its place", h=head, t=text) if head else text
     else:
-        joined = join(parts, rng.choice((" and ", ", ", ", then ")))
+        parts = list(map("".join, zip(which, parts, strict=True)))
+        joined = join(parts, ", " if which[0] else rng.choice((" and ", ", ", ", then ")))
         slots = {"j": " ".join(parts) if speaker.maybe(0.15) else joined, "flow": speaker.say(f"in a {layout}")}
-        text = speaker.say("arranged with head" if head and speaker.maybe(0.6) else "arranged", h=head, **slots)
+        text = speaker.say(
+            "arranged with head" if head and (only_colors or speaker.maybe(0.6)) else "arranged", h=head, **slots
+        )
     relations = [(index, relation, index + 1) for index in range(number - 1)]
-    return Drawn(tidy(text).strip(":, "), scene, drawn(scene, filters, relations=relations))
+    return Drawn(tidy(text).strip(":, ") + later, scene, drawn(scene, filters, relations=relations))
+
+
+def order_words(speaker: Speaker, number: int) -> list[str]:
+    """ "first", "then", "last": what stands before things that are told in order."""
+    words = ["first", *["second", "third"][: number - 1], *["fourth"] * (number > 3)]
+    if speaker.maybe(0.5):
+        words = ["first", *["then"] * (number - 1)]
+    both = words[-1] if words[-1] == "then" else f"{words[-1]} and last"
+    words[-1] = speaker.rng.choice((words[-1], "last", "finally", "and last", both))
+    return words
 
 
 def compare_sizes(speaker: Speaker, split: Split) -> Drawn:
@@ -395,7 +479,7 @@ def compare_sizes(speaker: Speaker, split: Split) -> Drawn:
 def leave_open(speaker: Speaker, split: Split) -> Drawn:
     """Little is said: only hearts, anything red, three shapes of your choice, none of them blue."""
     rng, number = speaker.rng, speaker.how_many((1, 2, 2, 3, 3, 4))
-    forms = ["of your choice", "not in a color"]
+    forms = ["of your choice", "not in a color", "not of a shape"]
     if not speaker.exceeds:
         forms += ["only of a shape", "only in a color", "all different shapes", "all different colors", "anything"]
     form, kind, varied, like = rng.choice(forms), rng.choice(SEEN_KINDS), None, ANY
@@ -409,6 +493,10 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
         case "not in a color":
             need(number > 1)
             like, none = Filter(kind.shape, not_color=kind.color), [{"color": kind.color}]
+        case "not of a shape":
+            need(number > 1)
+            shape = another(rng, "shape", [kind])
+            like, none = Filter(color=kind.color, not_shape=shape), [{"shape": shape}]
         case "all different shapes" | "all different colors":
             need(number > 1)
             varied = form.split()[-1][:-1]
@@ -416,10 +504,12 @@ def leave_open(speaker: Speaker, split: Split) -> Drawn:
         case "anything":
             total = None
     kinds = random_kinds(rng, number, like, differ=varied)
-    named = [replace(like, not_color=None)] if total and like != ANY else []
+    open_like = replace(like, not_color=None, not_shape=None)
+    named = [open_like] if total and like != ANY else []
     slots = {"n": speaker.number(number) if number > 1 else "one", "c": speaker.say(kind.color)}
-    slots["p"] = speaker.noun(replace(like, not_color=None), plural=number > 1 or form != "of your choice")
-    slots["v"] = speaker.say("color") if varied == "color" else "shape"
+    slots["p"] = speaker.noun(open_like, plural=number > 1 or form != "of your choice")
+    slots["v"] = speaker.say(like.not_shape or "color") if like.not_shape or varied == "color" else "shape"
+    slots["q"] = speaker.noun(Filter(like.not_shape), plural=True)
     scene = scene_of(kinds, rng)
     text = speaker.say("all different" if varied else form, **slots)
     return Drawn(text, scene, drawn(scene, named, total=total, none=none))
@@ -432,7 +522,24 @@ def several(speaker: Speaker, split: Split) -> Drawn:
     base = Filter.of(rng.choice(SEEN_KINDS), names)
     kinds, filters, layout = random_kinds(rng, number, base), [base] * number, None
     text = speaker.some(base, number)
-    match speaker.pick({"": 50, "all in color": 11, "others": 24, "in a line": 10, "and no more": 9}):
+    form = {"": 50, "all in color": 11, "all alike": 16, "others": 24, "more": 10, "in a line": 10, "and no more": 9}
+    match speaker.pick(form):
+        case "all alike":
+            need(number > 1 and (base.size or base.color))
+            names = [name for name in ("size", "color") if getattr(base, name)]
+            later = rng.sample(names, rng.randint(1, len(names)))
+            both = "both" if number == 2 else "all"
+            said = rng.choice((" and ", f" and {both} ", f" and {both} of them ")) if number < 5 else " and "
+            said = said.join(speaker.say(getattr(base, name)) for name in later)
+            text = speaker.some(replace(base, **dict.fromkeys(later)), number)
+            text += speaker.say("all alike", a=both, v=said)
+        case "more":
+            need(base.pair and base.size and number < MAX_OBJECTS)
+            count, other = rng.randint(1, MAX_OBJECTS - number), replace(base, size=another(rng, "size", [base]))
+            kinds, filters = kinds + [other] * count, filters + [other] * count
+            slots = {"n": speaker.number(count, plain=True), "o": speaker.say(other.size), "v": speaker.say(base.color)}
+            slots |= {"p": speaker.noun(Filter(base.shape), plural=count > 1), "ones": "one" if count == 1 else "ones"}
+            text = speaker.say("and more of them", x=text, verb="is" if count == 1 else "are", **slots)
         case "all in color":
             colored = speaker.say("all in color" if number > 1 else "in the color", c=speaker.say(need(base.color)))
             text = speaker.some(replace(base, color=None), number) + colored
@@ -466,10 +573,9 @@ def chain(speaker: Speaker, split: Split) -> Drawn:
         return Drawn(text, scene, drawn(scene, filters, relations=relations))
     text = parts[0]
     for (index, relation, _), part in zip(relations, parts[1:], strict=True):
-        there = speaker.say(relation.replace(" of", "of") + " it")
-        if index > 1 and there.split()[-1] not in ("it", "that", "this"):
-            there = f"{speaker.say(relation)} {speaker.rng.choice(('that', 'that one', 'it'))}"
-        text += speaker.say("next in the chain", x=part, i=there)
+        named = [other for other in range(len(filters)) if filters[other].shape == filters[index - 1].shape]
+        where = there(speaker, relation, name_among(speaker, filters, index - 1) if len(named) == 1 else "")
+        text += speaker.say("next in the chain", x=part, i=where)
     return Drawn(text, scene, drawn(scene, filters, relations=relations))
 
 
@@ -602,6 +708,7 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
     rng = speaker.rng
     scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 3, 4))
     said, sentences, relations, last = list(filters), [], [], []
+    words = order_words(speaker, len(order)) if 1 < len(order) < 5 and speaker.maybe(0.2) else []
     shared = [name for name in ("color", "size") if len({getattr(item, name) for item in filters}) == 1]
     if len(filters) == 2 and shared and (value := getattr(filters[0], shared[0])):
         said = [replace(item, **{shared[0]: None}) for item in filters]
@@ -619,9 +726,14 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
         part = speaker.some(Filter(item.shape) if is_late else item, long=not is_late)
         relation = main_relation(order[index], order[index - 1]) if index else None
         if relation and speaker.maybe(0.6):
-            anchor = f"the {name_among(speaker, said, index - 1)}" if speaker.maybe(0.3) else speaker.say("it")
-            sentences.append(speaker.say("told next there", x=part, i=f"{speaker.say(relation)} {anchor}"))
+            where = there(speaker, relation, name_among(speaker, said, index - 1))
+            if words:
+                sentences.append(speaker.say("told in order", w=words[index], x=f"{part} {where}"))
+            else:
+                sentences.append(speaker.say("told next there", x=part, i=where))
             relations.append((index, relation, index - 1))
+        elif words:
+            sentences.append(speaker.say("told in order", w=words[index], x=part))
         else:
             sentences.append(speaker.say("told next" if index else "told at first", x=part))
         if is_late:
@@ -634,7 +746,187 @@ def tell_one_by_one(speaker: Speaker, split: Split) -> Drawn:
     return Drawn(tidy(text), scene, drawn(scene, filters, relations=relations), "told")
 
 
+def dictate(speaker: Speaker, split: Split) -> Drawn:
+    """One object after the other as they come to mind, perhaps each from the one before it."""
+    scene, order, filters = some_scene(speaker, split, (1, 2, 2, 2, 2, 3, 3, 4))
+    text, relations = say_loosely(speaker, filters[0]), []
+    if speaker.maybe(0.25):
+        text += f" {speaker.say(need(stated_places(order[0]))[0])}"
+    for index, item in list(enumerate(filters))[1:]:
+        before = filters[index - 1]
+        if item.size and before.size not in (None, item.size) and speaker.maybe(0.3):
+            part = speaker.some(replace(item, size=None), long=True)
+            name = name_among(speaker, filters, index - 1)
+            part += speaker.say("against another", m=speaker.say(f"comparative {item.size}"), n=name)
+        else:
+            part = say_loosely(speaker, item)
+        relation = main_relation(order[index], order[index - 1])
+        if relation and speaker.maybe(0.75):
+            where = there(speaker, relation, name_among(speaker, filters, index - 1))
+            text += speaker.say("next in dictation there", x=part, i=where)
+            relations.append((index, relation, index - 1))
+        else:
+            text += speaker.say("next in dictation", x=part)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations))
+
+
+def flank(speaker: Speaker, split: Split) -> Drawn:
+    """One object, and what is on its sides: "a star, accompanied on its left by a heart"."""
+    layouts = ("row", ("left", "right"), "left of"), ("column", ("top", "bottom"), "above")
+    layout, sides, relation = speaker.rng.choice(layouts)
+    kinds = random_kinds(speaker.rng, speaker.rng.choice((2, 2, 3, 3, 3)))
+    filters = random_filters(speaker, kinds)
+    need(len(set(filters)) == len(filters))
+    scene, parts = scene_of(kinds, speaker.rng, layout=layout), [speaker.some(item, long=True) for item in filters]
+    relations = [(index, relation, index + 1) for index in range(len(kinds) - 1)]
+    p, q = (speaker.say(f"at its {side}") for side in sides)
+    if len(kinds) == 3:
+        a, b = (parts[0], p), (parts[2], q)
+        (a, p), (b, q) = (a, b) if speaker.maybe(0.7) else (b, a)
+        text = speaker.say("flanked", m=parts[1], a=a, b=b, p=p, q=q)
+    else:
+        middle, other, side = (1, 0, p) if speaker.maybe(0.5) else (0, 1, q)
+        text = speaker.say("flanked by one", m=parts[middle], a=parts[other], p=side)
+    return Drawn(text, scene, drawn(scene, filters, relations=relations))
+
+
+def repeat_values(speaker: Speaker, split: Split) -> Drawn:
+    """What an object shares with the one before it: "a blue star, and a heart, also blue", "another one, but small"."""
+    rng, names = speaker.rng, speaker.rng.choice((FULL, FULL, ("color", "shape")))
+    kinds, shared = random_kinds(rng, 1), [[]]
+    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+        alike, last = rng.sample(names, rng.randint(1, len(names) - 1)), kinds[-1]
+        fits = [{n for n in names if getattr(kind, n) == getattr(last, n)} == set(alike) for kind in SEEN_KINDS]
+        kinds.append(rng.choice(need(list(compress(SEEN_KINDS, fits)))))
+        shared.append(alike)
+    filters = [Filter.of(kind, names) for kind in kinds]
+    need(len(set(kinds)) == len(set(filters)) == len(kinds))
+    scene, relations = scene_of(kinds, rng), []
+    order = [kind.find_one(scene) for kind in kinds]
+    text = speaker.some(filters[0], long=True)
+    for index, (item, alike) in list(enumerate(zip(filters, shared, strict=True)))[1:]:
+        same = [name for name in alike if name != "shape"]
+        other = [name for name in names if name not in (*alike, "shape")]
+        slots = {"s": speaker.say(item.shape), "n": speaker.say(filters[index - 1].shape), "k": " and ".join(same)}
+        slots |= {"v": " and ".join(speaker.say(getattr(item, name)) for name in same)}
+        slots |= {"o": " and ".join(speaker.say(getattr(item, name)) for name in other)}
+        if "shape" in alike:
+            part = speaker.say("another one as before" if same else "another one unlike", **slots)
+        else:
+            part = speaker.say("as before", x=speaker.some(replace(item, **dict.fromkeys(same))), **slots)
+        relation = main_relation(order[index], order[index - 1])
+        if relation and speaker.maybe(0.5):
+            text += speaker.say("next in dictation there", x=part, i=there(speaker, relation))
+            relations.append((index, relation, index - 1))
+        else:
+            text += speaker.say("next in dictation", x=part)
+    return Drawn(tidy(text), scene, drawn(scene, filters, relations=relations))
+
+
+def family(speaker: Speaker, split: Split) -> Drawn:
+    """A large and a small one of a kind, as children say it: "a mama star and a baby star"."""
+    shape = speaker.rng.choice(SEEN_KINDS).shape
+    kinds = [random_kinds(speaker.rng, 1, Filter(shape, size=size))[0] for size in ("large", "small")]
+    is_told = speaker.maybe(0.75)
+    filters = [Filter.of(kind, FULL if is_told else ("shape", "size")) for kind in kinds]
+    slots, colors = {"s": speaker.say(shape), "P": speaker.say("parent")}, [speaker.say(k.color) for k in kinds]
+    text = speaker.say("families", **slots)
+    if is_told and kinds[0].color == kinds[1].color and speaker.maybe(0.7):
+        text += speaker.say("both in the family", v=colors[0])
+    elif is_told:
+        sizes = [f"{speaker.say(kind.size)} and " * speaker.maybe(0.5) for kind in kinds]
+        text += speaker.say("family told", **slots, v=sizes[0] + colors[0], w=sizes[1] + colors[1])
+    scene = scene_of(kinds, speaker.rng)
+    return Drawn(text, scene, drawn(scene, filters))
+
+
+def leave_one_open(speaker: Speaker, split: Split) -> Drawn:
+    """One object as told, and one of which only is said what it must not be: "and a heart that is not red"."""
+    rng = speaker.rng
+    kinds = random_kinds(rng, rng.choice((1, 2, 2, 2)))
+    last, name = kinds[-1], rng.choice(("color", "color", "shape"))
+    others = [value for value in ATTRIBUTES[name] if value != getattr(last, name)]
+    first = getattr(kinds[0], name)
+    number = rng.choice((1, 2)) if name == "color" else 1
+    values = rng.sample(others, number)
+    if first in others and first not in values and (name == "shape" or speaker.maybe(0.5)):
+        values[0] = first
+    open_filter = Filter.of(last, ("shape",) if name == "color" else ("color",) if speaker.maybe(0.3) else ())
+    noun = speaker.noun(open_filter)
+    said = [speaker.say(value) for value in values]
+    rule = f"except {name}s" if number == 2 else f"except {name}"
+    part = speaker.say(rule, x=noun if name == "shape" else f"a {noun}", v=said[0], w=said[-1])
+    filters = [Filter.of(kind, ("color", "shape") if speaker.maybe(0.6) else FULL) for kind in kinds[:-1]]
+    scene = scene_of(kinds, rng)
+    allowed = [value for value in ATTRIBUTES[name] if value not in values]
+    fitting = [each for each in scene.objects if getattr(each, name) in allowed and open_filter.matches(each)]
+    expect = drawn(scene, filters)
+    expect["scene"]["objects"].append({**as_record(open_filter), name: allowed, "count": len(fitting)})
+    return Drawn(tidy(speaker.listed([*map(speaker.some, filters), part])), scene, expect)
+
+
+def specify(speaker: Speaker, split: Split) -> Drawn:
+    """A form that is filled in, or a list of requirements: "shape: star; fill: red; qty: 2"."""
+    rng, form = speaker.rng, speaker.rng.choice(("keys", "keys", "values", "required", "required", "pieces"))
+    kinds = random_kinds(rng, rng.choice((1, 2, 2, 2, 3)))
+    filters = [Filter.of(kind, FULL if speaker.maybe(0.75) else ("color", "shape")) for kind in kinds]
+    counts = [rng.choice((1, 1, 1, 2, 3)) for _ in kinds]
+    need(len({kind.pair for kind in kinds}) == len(kinds) and sum(counts) <= MAX_OBJECTS)
+    order, tells_one = ["number", *rng.sample(FULL, 3)], speaker.maybe(0.5)
+    if speaker.maybe(0.5):
+        order = [*order[1:], "number"]
+    keys = {name: speaker.say(f"key of {name}") for name in order}
+    equal, mark = rng.choice((": ", ": ", "=", " = ", " - ")), rng.choice(("; ", ", ", " | ", ", "))
+    between_rows = rng.choice(("\n", "\n", "\n", " / " if form == "keys" else ", ", ". "))
+    rows = []
+    for item, count in zip(filters, counts, strict=True):
+        values = {name: speaker.say(getattr(item, name)) for name in FULL if getattr(item, name)}
+        if form == "required":
+            later = [name for name in ("color", "size") if getattr(item, name) and speaker.maybe(0.5)]
+            noun = speaker.noun(replace(item, **dict.fromkeys(later)), plural=count > 1)
+            row = speaker.say("required number", x=f"{speaker.number(count, plain=True)} {noun}")
+            both = {1: "", 2: "both "}.get(count, "all ")
+            rows.append(", ".join([row, *(both + values[name] for name in later)]))
+            continue
+        if form == "pieces":
+            said = {"n": values.pop("shape"), "v": " ".join(rng.sample([*values.values()], len(values)))}
+            pieces = f"{speaker.number(count, plain=True)} {'piece' if count == 1 else 'pieces'}"
+            rows.append(speaker.say("in pieces", **said, c=values["color"], s=values.get("size", ""), k=pieces))
+            continue
+        if count > 1 or tells_one:
+            values["number"] = rng.choice((str(count), f"{count}x", speaker.number(count, plain=True)))
+        told = [(keys[name], values[name]) for name in order if name in values]
+        by_key = mark.join(f"{key}{equal}{value}" for key, value in told)
+        rows.append(by_key if form == "keys" else rng.choice(("/", "/", " / ", ", ")).join(value for _, value in told))
+    if form == "pieces":
+        equal, between_rows = " ", rng.choice((", ", ", ", "; ", " and "))
+    if form == "values":
+        between_rows = rng.choice(("\n", "; ", "; "))
+    background = rng.choice(BACKGROUNDS)
+    if is_set := speaker.maybe(0.6):
+        equal = f" {rng.choice(('shall be', 'must be', 'is'))} " if form == "required" else equal
+        row = f"{speaker.say('key of background')}{equal}{speaker.say(background)}"
+        rows.insert(rng.choice((0, len(rows), len(rows))), row)
+    if speaker.maybe(0.2):
+        rows.append(speaker.say("nothing further"))
+    if form == "required" and speaker.maybe(0.6):
+        head = speaker.say("requirement", i="{i}")
+        rows = [f"{head.replace('{i}', str(index))} {row}" for index, row in enumerate(rows, 1)]
+    elif "\n" in between_rows and speaker.maybe(0.3):
+        rows = [f"- {row}" for row in rows]
+    repeated = [item for item, count in zip(filters, counts, strict=True) for _ in range(count)]
+    scene = scene_of([kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)], rng)
+    expect = drawn(scene := replace(scene, background=background), repeated, background=background if is_set else None)
+    return Drawn(tidy(between_rows.join(rows)), scene, expect, "" if form == "pieces" else "spec")
+
+
 DRAWING_FORMS = {
+    dictate: 24,
+    flank: 10,
+    repeat_values: 14,
+    family: 3,
+    leave_one_open: 7,
+    specify: 12,
     list_objects: 32,
     between: 7,
     beside: 6,
@@ -1743,13 +2035,16 @@ def nearly_inside(speaker: Speaker, scene: Scene | None) -> tuple[str, str]:
     for _ in range(NEARLY_TRIES):
         with suppress(UnsayableError):
             if scene is None:
-                text, made, expect = draw_turn(asker, "train")
+                text, _, expect = draw_turn(asker, "train")
                 asked = expect["scene"]
-                need(not asked["none"] and not any(isinstance(each.get("color"), list) for each in asked["objects"]))
+                need(not asked["none"] and all(isinstance(each.get(kind, ""), str) for each in asked["objects"]))
+                is_ground = kind == "background"
+                said = {asked["background"]} if is_ground else {each.get(kind) for each in asked["objects"]}
             else:
-                asked = speaker.pick(CHANGES)(asker, scene)
-                text, made = (keep_too(asker, scene, asked) if speaker.maybe(0.25) else asked)[:2]
-            if any(beyond[value] in text for value in values_of(made, kind) if value in beyond):
+                changes = speaker.pick(CHANGES)(asker, scene)
+                text, made = (keep_too(asker, scene, changes) if speaker.maybe(0.25) else changes)[:2]
+                said = values_of(made, kind)
+            if any(beyond[value] in text for value in said if value in beyond):
                 return text, kind
     raise UnsayableError
 

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from mllm.evaluation.requests import Expectation, RequestItem, check_answer, read_value
+from mllm.world import people
 from mllm.world.checker import ParsedScene
 from mllm.world.grammar import Speaker, Typing, alternatives, expand, tidy
 from mllm.world.language import UnsayableError, phrases
@@ -69,6 +70,18 @@ def test_what_cannot_be_drawn_is_asked_for_in_the_same_words() -> None:
         named = [item for item in expect["scene"]["objects"] if isinstance(item.get("color"), str)]
         assert "brown" in text or not named, text
         assert not any(f" {color} " in text for color in COLORS), text
+
+
+def test_only_what_is_named_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word for another background or color counts where the request says one, not where it says the same word."""
+    made = []
+    monkeypatch.setattr(people, "draw_turn", lambda *about: made.append(draw_turn(*about)) or made[-1])
+    for index in range(200):
+        text, kind = people.nearly_inside(Speaker(Random(f"nearly/{index}")), None)
+        asked = made[-1][2]["scene"]
+        assert made[-1][0] == text
+        assert kind != "background" or asked["background"], text
+        assert kind not in ("color", "shape") or any(kind in item for item in asked["objects"]), text
 
 
 def test_wordy_people_mean_the_same() -> None:
