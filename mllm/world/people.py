@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, compress, pairwise
@@ -1208,7 +1208,12 @@ def keep_too(speaker: Speaker, scene: Scene, made: Changed) -> Changed:
     is_pairs = bool(pairs) and all(b is not None for _, b in pairs)
     own = [name for name in ATTRIBUTES if is_pairs and all(getattr(a, name) == getattr(b, name) for a, b in pairs)]
     is_same_background = after.background == scene.background
-    kinds = {"rest": 4 * bool(stay), "names": 6 * bool(stay), "one": 2 * (len(stay) > 1), "own": 5 * bool(own)}
+    kinds: dict[str, float] = {
+        "rest": 4 * bool(stay),
+        "names": 6 * bool(stay),
+        "one": 2 * (len(stay) > 1),
+        "own": 5 * bool(own),
+    }
     kinds |= {"background": 1.5 * is_same_background, "nothing else changes": 1.5}
     kinds["what is left"] = 4 * bool(pairs and stay and not new)
     kind = speaker.pick(kinds)
@@ -1901,7 +1906,8 @@ def draw(speaker: Speaker, split: Split, *, is_again: bool = False) -> PeopleTur
     asked = expect["scene"]
     named = speaker.rng.choice(asked["objects"] or [{}])
     values = {**named, "background": asked["background"], "image": "image"}
-    values |= {"image pair": relation for _, relation, _ in asked["relations"][:1] if relation in RELATIONS}
+    beside = [relation for _, relation, _ in asked["relations"] if relation in RELATIONS]
+    values["image pair"] = beside[0] if beside else None
     text = with_asides(speaker, text, values=values)
     return PeopleTurn(speaker.type(text), scene, expect, kind="again" if is_again else "draw")
 
