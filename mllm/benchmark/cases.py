@@ -387,15 +387,19 @@ def requests_cases(settings: Settings) -> Iterator[Case]:
         images = list(map(read, paths))
         ways = {
             name: partial(way, load_pipeline(settings.model, str(settings.device)), images)
-            for name, way in ((THIS, answer_arriving), (ONE_BY_ONE, answer_in_turn))
+            for name, way in (
+                (THIS, answer_arriving),
+                (ONE_BY_ONE, answer_in_turn),
+                (f"{ONE_BY_ONE}, no speculation", partial(answer_in_turn, speculate=False)),
+            )
         }
         num_compared = min(number, 2 * len(KINDS))
-        together, alone = (way(num_compared) for way in ways.values())
+        together, *alone = (way(num_compared) for way in ways.values())
         yield Case(
             name=f"{counted(number, 'request')} ({', '.join(KINDS)}), {BETWEEN} turns apart",
             variants={name: partial(way, number) for name, way in ways.items()},
             facts={"requests": number, "turns_between": BETWEEN},
-            checks={f"{counted(num_compared, 'answer')} equal": together == alone},
+            checks={f"{counted(num_compared, 'answer')} equal": all(each == together for each in alone)},
             gate=ONE_BY_ONE,
             warm_ups=0,  # the comparison was one
         )
@@ -414,17 +418,19 @@ def answer_arriving(pipeline: Pipeline, images: Sequence[Image.Image], number: i
     return [each.result() for each in answers]
 
 
-def answer_in_turn(pipeline: Pipeline, images: Sequence[Image.Image], number: int) -> list[list[Any]]:
-    return [answer(pipeline, images, n) for n in range(number)]
+def answer_in_turn(
+    pipeline: Pipeline, images: Sequence[Image.Image], number: int, *, speculate: bool = True
+) -> list[list[Any]]:
+    return [answer(pipeline, images, n, speculate=speculate) for n in range(number)]
 
 
-def answer(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> list[Any]:
+def answer(pipeline: Pipeline, images: Sequence[Image.Image], n: int, *, speculate: bool = True) -> list[Any]:
     """Texts, and images decoded to their bytes."""
-    (result,) = pipeline.run([mixed_request(pipeline, images, n)])
+    (result,) = pipeline.run([mixed_request(pipeline, images, n, speculate=speculate)])
     return [part if isinstance(part, str) else part.tobytes() for part in pipeline.processor.to_parts(result)]
 
 
-def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> GenerationRequest:
+def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int, *, speculate: bool) -> GenerationRequest:
     """Request n; an image that it shows is described."""
     turn, kind = divmod(n, len(KINDS))
     color = COLORS[turn % len(COLORS)]
@@ -438,7 +444,7 @@ def mixed_request(pipeline: Pipeline, images: Sequence[Image.Image], n: int) -> 
     task, mode, text = words[KINDS[kind]]
     shown = [] if task in ("draw", "chat") else [ImagePart(images[turn % len(images)])]
     (dialogue,) = pipeline.describe([[Message("user", (*shown, TextPart(text)))]])
-    return pipeline.build_request(dialogue, mode, task=task, overrides={"seed": n})
+    return pipeline.build_request(dialogue, mode, task=task, overrides={"seed": n, "speculate": speculate})
 
 
 @contextmanager
