@@ -24,7 +24,7 @@ UNIVERSAL = "latest_universal"  # the file that DeepSpeed's conversion writes la
 
 def checkpoints_in(output: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
-    steps = {path: path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*")}
+    steps = {path: path.name.removeprefix("checkpoint-") for path in output.glob("checkpoint-*") if path.is_dir()}
     return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
 

@@ -8,6 +8,7 @@ Letters: B batch, T sequence, K codebooks.
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,7 @@ from torch import nn
 
 from mllm.benchmark.measure import peak_memory
 from mllm.config import MLLMConfig
-from mllm.files import append_lines, kept_lines, write_lines
+from mllm.files import append_lines, write_text
 from mllm.model import LossParts
 from mllm.sequence import sample_numbers
 
@@ -118,7 +119,8 @@ class MetricsLog:
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path
         if path.is_file():
-            write_lines(path, [line.record for line in kept_lines(path) if line.record["step"] <= resumed_step])
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(path, "".join(f"{line}\n" for line in lines if step_of(line) <= resumed_step))
 
     def write(self, step: int, values: Values) -> None:
         def rounded(digits: str) -> float:
@@ -127,6 +129,14 @@ class MetricsLog:
         plain = json.dumps(values, default=float)  # numbers of torch and numpy as well
         values = json.loads(plain, parse_float=rounded, parse_int=rounded)
         append_lines(self.path, [{"step": step, **values}])
+
+
+def step_of(line: str) -> float:
+    """The step of an entry of the log; infinite where a line is none, as after a kill or on a disk that was full."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # "7" and "{}" are JSON, too
+        return math.inf
 
 
 def flattened(values: Values) -> dict[str, float]:

@@ -217,7 +217,7 @@ class TokenizerTrainer:
         write_checkpoint(self.recipe.output, self.step, write, state=self.accelerator.state)
         if self.accelerator.is_main_process:
             for older in checkpoints_in(self.recipe.output)[: -self.recipe.keep_checkpoints]:
-                shutil.rmtree(older)
+                shutil.rmtree(older, ignore_errors=True)  # one may be a link, or held by another program
 
     def _resume(self) -> None:
         newest = newest_checkpoint(self.recipe.output)

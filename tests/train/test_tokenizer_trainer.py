@@ -68,6 +68,16 @@ def test_every_loss_trains_and_a_resumed_run_equals_an_uninterrupted_one(tmp_pat
     assert recipes.read_yaml(recipe.output / "recipe.yaml")["learning_rate"] == recipe.learning_rate
 
 
+def test_checkpoints_that_were_moved_or_packed_do_not_end_a_run(tmp_path: Path) -> None:
+    run, often = tmp_path / "run", {"save_every": 1, "keep_checkpoints": 1}
+    train(run, steps=2, **often)
+    (run / "checkpoint-2").rename(tmp_path / "moved")
+    (run / "checkpoint-2").symlink_to(tmp_path / "moved")
+    (run / "checkpoint-9").write_bytes(b"packed")
+    train(run, steps=3, **often)
+    assert (run / "checkpoint-3").is_dir() and (tmp_path / "moved").is_dir()
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "discriminator"])
 def test_a_diverged_run_ends_before_it_is_saved(tmp_path: Path, part: str) -> None:
     recipe = everything(tmp_path, tmp_path / "run", save_every=1)

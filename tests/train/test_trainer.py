@@ -15,6 +15,7 @@ from tests.train.launching import ROOT, changed, launch, losses, same, scaled_fo
 from train import recipe as recipes
 from train.checkpoints import UNSHARDED, ZERO_2, ZERO_3
 from train.hardware import WAIT_IN_TRAINING
+from train.metrics import MetricsLog
 from train.recipe import BadSteps, MLLMRecipe, OptimizerRecipe, Validation
 from train.trainer import LossMonitor, check_supported, prepare_output, train_mllm, training_arguments
 
@@ -60,6 +61,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(mllm_recipe: MLLMRecipe, opti
     assert not (recipe.output / ".unfinished" / "checkpoint-4").exists()
     prepare_output(changed(recipe, rows=5), training_arguments(recipe))  # a finished run keeps its recipe
     assert recipes.resolve(MLLMRecipe, recipes.read_yaml(recipe.output / "recipe.yaml")) == recipe
+
+
+def test_a_resumed_run_drops_lines_of_its_log_that_are_no_entries(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "lo{"step": 3}\n\x00\n7\n{}\n{"step": 2}\n{"step": 4}\n')
+    MetricsLog(path, resumed_step=3).write(4, {"loss": 0.5})
+    assert path.read_text() == '{"step": 1, "loss": NaN}\n{"step": 2}\n{"step": 4, "loss": 0.5}\n'
 
 
 def test_training_lowers_the_loss_and_a_tracker_gets_every_codebook(mllm_recipe: MLLMRecipe) -> None:
