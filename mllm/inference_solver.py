@@ -341,7 +341,7 @@ def build_messages(images: Sequence[SolverImage], qas: Turns, *, last_text: str 
 
 def check_turns(qas: Turns) -> None:
     """Pairs of a question and an answer, of which only the last is open."""
-    if isinstance(qas, str) or not qas:
+    if isinstance(qas, str) or not isinstance(qas, Sequence) or not qas:
         raise ValueError(f"qas must be a list of [question, answer], got {qas!r}; pass [[question, None]]")
     for number, turn in enumerate(qas, start=1):
         is_pair = not isinstance(turn, str) and len(turn) == 2 and isinstance(turn[0], str)

@@ -91,7 +91,9 @@ def soft_accuracy(answer: str, people: Sequence[str]) -> float:
 
 def read_people(record: Mapping, where: str) -> list[str]:
     """The ten human answers of an annotation; the score is not defined for another number."""
-    said = [answer.get("answer") if isinstance(answer, dict) else answer for answer in record.get("answers", ())]
+    answers = record.get("answers")
+    answers = answers if isinstance(answers, list) else []
+    said = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     texts = [answer for answer in said if isinstance(answer, str)]
     if len(texts) != NUM_PEOPLE or len(said) != NUM_PEOPLE:
         raise ValueError(f"{where} must have {NUM_PEOPLE} human answers, got {len(texts)}; give the published file")

@@ -241,6 +241,8 @@ def run_groups(
         items = make_items(group, count, seed=seed)
         done[group] = [WorldDialogue(item, seed=seed + index, size=size) for index, item in enumerate(items)]
         run_dialogues(answer, done[group], MODES.get(group.job, "interleaved"), name=group.name)
+        for each in done[group]:
+            each.release()
     return done
 
 
@@ -271,17 +273,23 @@ class WorldDialogue(RunningDialogue):
     dialogue: Dialogue
     size: RenderSize = 128
     results: list[CheckResult] = field(default_factory=list)
+    digest: str = ""  # of the answers, once they are released
 
     @property
     def passed(self) -> bool:
         return len(self.results) == len(self.dialogue.checks) and all(item.passed for item in self.results)
 
-    def as_line(self, group: Group) -> dict[str, Any]:
-        """The item in plain values; of its answers a digest."""
+    def release(self) -> None:
+        """Keep a digest of the answers, and none of the images: thousands of dialogues would fill the memory."""
         answers = [part for message in self.messages if message.role == "assistant" for part in message.parts]
         contents = (part.text.encode() if isinstance(part, TextPart) else part.image.tobytes() for part in answers)
+        self.digest = fingerprint(contents)
+        self.messages.clear()
+
+    def as_line(self, group: Group) -> dict[str, Any]:
+        """The item in plain values."""
         passed = [result.passed for result in self.results]
-        return {"group": group.name, "seed": self.seed, "passed": passed, "answers": fingerprint(contents)}
+        return {"group": group.name, "seed": self.seed, "passed": passed, "answers": self.digest}
 
     def ask(self, turn: int) -> Sequence[TextPart | ImagePart]:
         """An image of the user is talked about from then on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY, Mock, call
 
+import numpy as np
 import pytest
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
@@ -112,7 +113,7 @@ def test_wrong_calls_are_refused(solver: FlexARInferenceSolver, folder: Path) ->
     for images, qas in (
         (1, [["<|image|> <|image|>", None]]),
         (2, [["a <|image|>", "b"], ["c", None]]),
-        *((0, qas) for qas in ([["a", None], ["b", None]], [["a", "b"]], [["a"]])),
+        *((0, qas) for qas in ([["a", None], ["b", None]], [["a", "b"]], [["a"]], np.array([["a", "b"]]))),
     ):
         with pytest.raises(ValueError):
             build_messages([random_image()] * images, qas)

@@ -75,6 +75,10 @@ def test_vqav2_scores_by_type_of_answer_and_submits_the_complete_split(tmp_path:
         scores = VQAv2().score(answers, annotations, NO_FILES)
         assert values_of(scores) == {"overall": (72.5, 4), "yes/no": (100.0, 2), "number": (90.0, 1), "other": (0.0, 1)}
     assert (scores.headline, scores.protocol) == ("overall", "vqav2@evalai-normalised-custom-4")
+    for answers in (None, 7, ["yes"] * 9):
+        bad = write_json(tmp_path / "bad.json", {"annotations": [{**records[0], "answers": answers}]})
+        with pytest.raises(ValueError, match="10 human answers"):
+            VQAv2().score(given[:1], bad, NO_FILES)
     split = write_jsonl(tmp_path / "test.jsonl", [{"question_id": n, "image": "x", "text": "?"} for n in range(5)])
     for answers in (answered("A Dog.", "two", first_id=1), [replace(a, text="2") for a in as_strings[1:3]]):
         [path] = VQAv2().submit(answers, tmp_path, annotations=None, split=split)
