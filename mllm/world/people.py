@@ -1946,7 +1946,8 @@ def respond(
         return text_turn(speaker, words, describe(scene, short=short), any_of, absent, kind=kind)
     made = change(speaker, kind, scene, split, before=before, value=value)
     values = as_record(made.value) if made.value else {}
-    values |= {"remove": "remove"} if made.value == ANY else {}
+    is_one_gone = made.value == ANY and len(made.scene.objects) == len(scene.objects) - 1
+    values |= {"remove": "remove"} if is_one_gone else {}
     values |= {"background": made.scene.background} if made.scene.background != scene.background else {}
     text = with_asides(speaker, made.text, values=values)
     return PeopleTurn(speaker.type(text), made.scene, kept(scene, made), kind="edit", value=made.value)
