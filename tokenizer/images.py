@@ -27,6 +27,7 @@ from tokenizer.config import read_json
 
 ImageSource = Image.Image | str | Path | bytes | bytearray | memoryview | np.ndarray | Tensor
 """An image, its file (path, `file:` or `http:` address, bytes, `data:` URL), or its values."""
+CAPTION_ENDINGS = ("txt", "caption")  # of the file with an image's caption, beside it
 IMAGE_ENDINGS = tuple(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .jfif .jpe .avif .jp2 .ppm .pgm .tga".split())
 """Endings of image files, in lower case; where files differ by their ending alone, the first one counts."""
 UNREAD_FORMATS = {".heic": "HEIC", ".heif": "HEIF", ".hif": "HEIF", ".jxl": "JPEG XL", ".svg": "SVG"}
@@ -325,6 +326,23 @@ def images_in(folder: Path) -> list[Path]:
         return found
     what = "no image in it" if folder.is_dir() else "no such folder"
     raise FileNotFoundError(f"{folder} must be a folder of images, got {what}; correct the path")
+
+
+def files_below(folder: Path) -> list[Path]:
+    """In the order of their names, without hidden files, which systems leave there."""
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [folder / path for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
+
+
+def find_captions(files: Sequence[Path]) -> dict[Path, Path]:
+    """Those of the files that are images with a caption, and the file of the caption; endings in any case."""
+    named = {file.with_suffix(file.suffix.lower()): file for file in files}
+    found = {}
+    for image in (file for file in files if file.suffix.lower() in IMAGE_ENDINGS):
+        beside = (named.get(image.with_suffix(f".{ending}")) for ending in CAPTION_ENDINGS)
+        if caption := next(filter(None, beside), None):
+            found[image] = caption
+    return found
 
 
 def png_files(folder: Path) -> list[Path]:

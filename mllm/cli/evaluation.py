@@ -48,12 +48,17 @@ def typed_sampling(options: Namespace) -> Overrides:
     return cast("Overrides", {name: v for name, v in given(options, SAMPLING_OPTIONS).items() if name != "seed"})
 
 
-def generated_items(count: int, jobs: str) -> list[Option]:
-    """Options of an evaluation that makes its items itself."""
+def generated_items(count: int, jobs: str = "") -> list[Option]:
+    """Options of an evaluation that makes its items itself, of several jobs or of one."""
+    kind = " of each kind" if jobs else ""
     return [
-        option("--count", type=positive_count, default=count, help=f"number of items of each kind (default: {count})"),
+        option("--count", type=positive_count, default=count, help=f"number of items{kind} (default: {count})"),
         option("--seed", type=seed_number, default=0, help="random seed for items and sampling (default: 0)"),
-        option("--jobs", nargs="+", metavar="JOB", help=f"tasks to evaluate, such as {jobs} (default: all)"),
+        *(
+            [option("--jobs", nargs="+", metavar="JOB", help=f"tasks to evaluate, such as {jobs} (default: all)")]
+            if jobs
+            else []
+        ),
         option("--batch-size", type=positive_count, default=32, help="items processed at once (default: 32)"),
         json_option("scores"),
         *IMAGE_SAMPLING,
@@ -110,6 +115,25 @@ def evaluate_emoji(options: Namespace) -> None:
     settings = given(options, ("count", "seed", "batch_size", "sheet"))
     found: dict[str, Any] = {"cells": cells, "groups": groups, "scorer": scorer, "sampling": typed_sampling(options)}
     report = measure_emoji(pipeline, options.data, **found, **settings)
+    show(as_table(report), report, options.json)
+
+
+@command(
+    "evaluate captions",
+    "Evaluate how a model draws the images of a folder of your own by their captions.",
+    "images --model runs/own/model/final --json scores.json --sheet sheet.png",
+    option("folder", type=Path, metavar="FOLDER", help="images with captions beside them: 1.txt beside 1.png"),
+    option("--sheet", type=image_file, metavar="FILE", help="write the first 100 drawings to this image file"),
+    *generated_items(100),
+)
+def evaluate_captions(options: Namespace) -> None:
+    from mllm.evaluation.captions import as_table, measure_captions, read_captioned
+    from mllm.evaluation.retrieval import EfficientNetLite0
+
+    cells = read_captioned(options.folder)  # before the model is loaded
+    pipeline, scorer = load_pipeline(options), EfficientNetLite0.installed()
+    settings = given(options, ("count", "seed", "batch_size", "sheet"))
+    report = measure_captions(pipeline, cells, scorer=scorer, sampling=typed_sampling(options), **settings)
     show(as_table(report), report, options.json)
 
 

@@ -177,7 +177,11 @@ def measure_emoji(
     scores |= score_drawings(drawings, names, cells, scorer=scorer, size=size)
     ceiling = {"psnr": decibels, **scores.pop(ROUND_TRIP)}
     if sheet is not None:
-        draw_sheet(drawings, sheet, size=size)
+        drawn_by_name = (
+            [each for each in drawings if each.group == group.name] for group in GROUPS if group.job == "draw"
+        )
+        half = SHEET_DRAWINGS // 2
+        draw_sheet([each for some in drawn_by_name for each in some[:half]], sheet, size=size)
     return {
         "protocol": PROTOCOL,
         **describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=size, more=checks),
@@ -294,20 +298,17 @@ def score_group(name: str, drawings: Sequence[Drawing], ranks: dict[tuple[str, s
     return {**rates, "declined": declined}
 
 
-def draw_sheet(drawings: Sequence[Drawing], path: Path, *, size: int) -> None:
-    """The first drawings by name, half of held-out cells, each with what was asked for; empty where declined."""
-    seen, held_out = (group.name for group in GROUPS if group.job == "draw")
-    shown = [each for each in drawings if each.group == seen][: SHEET_DRAWINGS // 2]
-    shown += [each for each in drawings if each.group == held_out][: SHEET_DRAWINGS // 2]
+def draw_sheet(shown: Sequence[Drawing], path: Path, *, size: int) -> None:
+    """Drawings, each with what was asked for; empty where declined."""
     width, height = size + GAP, size + CAPTION_HEIGHT
     sheet = Image.new("RGB", (SHEET_COLUMNS * width, -(-len(shown) // SHEET_COLUMNS) * height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=10)
-    for number, (group, right, image) in enumerate(shown):
+    for number, (_, right, image) in enumerate(shown):
         left, top = number % SHEET_COLUMNS * width, number // SHEET_COLUMNS * height
         if image is not None:
             sheet.paste(image, (left, top))
         name = right.name if len(right.name) <= CAPTION_LENGTH else f"{right.name[: CAPTION_LENGTH - 3]}..."
-        about = f"{right.style}, held out" if group == held_out else right.style
+        about = f"{right.style}, held out" if right.split == "held_out_cell" else right.style
         pen.text((left, top + size), f"{name}\n{about}", "black", font)
     write_image(path, sheet)
 

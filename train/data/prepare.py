@@ -37,7 +37,16 @@ from mllm.files import counted, only_writer, read_json, write_image, write_json
 from mllm.processor import read_preparation
 from mllm.sequence import Size, best_sizes, nearest_size
 from tokenizer.codes import fingerprint
-from tokenizer.images import IMAGE_ENDINGS, PREPARATIONS, ImageProcessor, to_bytes, to_images, unread_format
+from tokenizer.images import (
+    IMAGE_ENDINGS,
+    PREPARATIONS,
+    ImageProcessor,
+    files_below,
+    find_captions,
+    to_bytes,
+    to_images,
+    unread_format,
+)
 from tokenizer.unitok import EncodedImage, UniTok, decode_images, encode_images
 from train.data import raw_files, shards
 from train.data.formats import COLUMNS, LAYOUTS, find_format, read_record, renamed
@@ -135,11 +144,11 @@ def find_files(sources: Sequence[Path], *, but_not_in: Path | None = None) -> li
 
 def _files_in(source: Path, out: Path | None) -> list[Path]:
     """The files of a folder that are read; of those that img2dataset writes, the ones that hold the images."""
-    inside = [path for path in raw_files.files_below(source) if out not in path.resolve().parents]
+    inside = [path for path in files_below(source) if out not in path.resolve().parents]
     saved = {path.parent for path in inside if path.name == raw_files.SAVED_DATASET}
     inside = [path for path in inside if saved.isdisjoint(path.parents)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_ENDINGS]
-    captions = raw_files.find_captions(inside)
+    captions = find_captions(inside)
     records = [path for path in inside if path.name.lower().endswith(RECORD_ENDINGS)]
     stems = {path: re.sub(r"(_stats)?\.(json|parquet|tar|tar\.\w+|tgz)$", "", str(path).lower()) for path in records}
     stated = {stem for path, stem in stems.items() if path.name.endswith("_stats.json")}

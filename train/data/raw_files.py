@@ -18,7 +18,7 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, islice
@@ -31,7 +31,7 @@ import pyarrow.parquet
 from webdataset.tariterators import base_plus_ext
 
 from mllm.files import TOO_DEEP, parse_json, read_json
-from tokenizer.images import IMAGE_ENDINGS, unread_format
+from tokenizer.images import CAPTION_ENDINGS, IMAGE_ENDINGS, files_below, find_captions, unread_format
 from train.data.records import BadRecord
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ RECORD_ENDINGS = (*KINDS, *COMPRESSIONS, ".tgz")
 CHUNK = 1 << 20
 BETWEEN_RECORDS = " \t\r\n,"
 ROWS_AT_ONCE = 64  # rows of a table that are in memory at once
-CAPTIONS = ("txt", "caption")  # endings of a sample's caption
 SAVED_DATASET = "state.json"  # a file of each folder that `datasets.save_to_disk` wrote
 
 
@@ -348,8 +347,8 @@ def _tar_samples(path: Path, first: int, *, contents: bool) -> Iterator[RawItem]
 
 
 def _tar_row(name: str, files: dict[str, bytes]) -> dict[str, Any]:
-    texts = {ending: _words_of(files[ending]) for ending in (*CAPTIONS, "cls") if ending in files}
-    caption = next((texts[ending] for ending in CAPTIONS if ending in texts), None)
+    texts = {ending: _words_of(files[ending]) for ending in (*CAPTION_ENDINGS, "cls") if ending in files}
+    caption = next((texts[ending] for ending in CAPTION_ENDINGS if ending in texts), None)
     row = {}
     if caption is None and "json" in files:
         row = RawItem(name, files["json"].removeprefix(codecs.BOM_UTF8)).row()
@@ -383,23 +382,6 @@ def _words_of(data: bytes) -> str:
 def holds_codes(path: Path) -> bool:
     """Whether a folder is one of codes by class."""
     return (path / "codes").is_dir() and (path / "labels").is_dir()
-
-
-def files_below(folder: Path) -> list[Path]:
-    """In the order of their names, without hidden files, which systems leave there."""
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [folder / path for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
-
-
-def find_captions(files: Sequence[Path]) -> dict[Path, Path]:
-    """Those of the files that are images with a caption, and the file of the caption; endings in any case."""
-    named = {file.with_suffix(file.suffix.lower()): file for file in files}
-    found = {}
-    for image in (file for file in files if file.suffix.lower() in IMAGE_ENDINGS):
-        beside = (named.get(image.with_suffix(f".{ending}")) for ending in CAPTIONS)
-        if caption := next(filter(None, beside), None):
-            found[image] = caption
-    return found
 
 
 def _images(path: Path) -> Iterator[RawItem]:

@@ -1,5 +1,6 @@
 """Scores on emoji: what is asked, what is right, that everything is counted; ranks and similarity of drawings."""
 
+import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mllm.conversation import ImagePart
-from mllm.evaluation import emoji
+from mllm.evaluation import captions, emoji
 from mllm.evaluation.emoji import GROUPS, Cell, Drawing, as_table, make_items, measure_emoji, read_cells
 from mllm.evaluation.retrieval import EfficientNetLite0, Gallery, features_of, pad_same, ranks
 from scripts.emoji import records
@@ -117,7 +118,7 @@ class Oracle:
         for dialogue in dialogues:
             *shown, asked = dialogue[0].parts
             assert all(isinstance(part, ImagePart) for part in shown)
-            draws = mode == "interleaved" and "Nowhere" not in asked.text
+            draws = mode == "image" or (mode == "interleaved" and "Nowhere" not in asked.text)
             answers.append([self.image] if draws else ["Red apple."] if mode == "text" else ["I don't know."])
         yield from reversed([*enumerate(answers)])
 
@@ -137,6 +138,29 @@ def test_everything_is_measured_and_shown(folder: Path, scorer: EfficientNetLite
     assert report["round_trip"]["features"]["right_at_5"]["total"] == 4
     assert all(group.name in as_table(report) for group in GROUPS)
     assert Image.open(sheet).width > 10 * SIZE
+
+
+def test_drawings_of_captions_are_looked_for_among_all_captioned_images(
+    folder: Path, scorer: EfficientNetLite0, tmp_path: Path
+) -> None:
+    """Every caption is answered with the image called "one" in one style: one of three is right."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for number, name in enumerate(("one", "two", "three", "both", "both", "")):
+        shutil.copy(folder / "images" / f"{number}.png", own / f"{number}.PNG")
+        (own / f"{number}.txt").write_text(f"{name}\n")
+    cells = captions.read_captioned(own)
+    assert [cell.name for cell in cells] == ["one", "two", "three"], "what several share names none of them"
+    pipeline: Any = Oracle(Image.open(cells[0].path).convert("RGB"))
+    sheet = tmp_path / "sheet.png"
+    report = captions.measure_captions(pipeline, cells, scorer=scorer, count=9, sheet=sheet)
+    for kind in ("ssim", "features"):
+        found = report["scores"]["draw"][kind]
+        assert (found["right_at_1"]["passed"], found["right_at_5"]["passed"], found["right_at_1"]["total"]) == (1, 3, 3)
+    assert "3 drawings among 3 images" in captions.as_table(report) and Image.open(sheet).height > SIZE
+    for wrong, what in ((tmp_path / "none", "no such folder"), (folder / "images", "none")):
+        with pytest.raises(ValueError, match=what):
+            captions.read_captioned(wrong)
 
 
 # ---- retrieval ----

@@ -1,0 +1,110 @@
+"""Score a model on a folder of captioned images of one's own: is what it draws of a caption nearest to the right image?
+
+In: a pipeline and a folder with `NAME.txt` beside `NAME.png`, as `mllm prepare` reads it. Out: how many drawings are
+right at 1 and at 5 (mllm/evaluation/retrieval.py), and as a ceiling the same of the images themselves after a round
+trip through the image tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+from tqdm import tqdm
+
+from mllm.conversation import Message, TextPart
+from mllm.engine.settings import Overrides
+from mllm.evaluation.answerer import describe_measurement
+from mllm.evaluation.emoji import (
+    ROUND_TRIP,
+    SHEET_DRAWINGS,
+    Cell,
+    Drawing,
+    draw_sheet,
+    round_trip,
+    rows_of,
+    score_drawings,
+)
+from mllm.evaluation.retrieval import EfficientNetLite0
+from mllm.files import counted
+from mllm.pipeline import Pipeline
+from tokenizer.images import files_below, find_captions
+
+PROTOCOL, DRAWN = "captions-1", "draw"
+
+
+def read_captioned(folder: Path) -> list[Cell]:
+    """The captioned images of a folder; those of a caption that several have cannot be told apart and are left out."""
+    captions = find_captions(files_below(folder))
+    words = {image: " ".join(file.read_text("utf-8-sig").split()) for image, file in captions.items()}
+    times = Counter(words.values())
+    found = [
+        Cell(image, "", text, text, None, None, text, "", frozenset(), "train")
+        for image, text in words.items()
+        if text and times[text] == 1
+    ]
+    if not found:
+        what = f"{counted(len(words), 'caption')} that several images share" if words else "none"
+        what = what if folder.is_dir() else "no such folder"
+        raise ValueError(f"{folder} must hold images with captions of their own (1.txt beside 1.png), got {what}")
+    return found
+
+
+def measure_captions(
+    pipeline: Pipeline,
+    cells: Sequence[Cell],
+    *,
+    scorer: EfficientNetLite0,
+    count: int,
+    seed: int = 0,
+    batch_size: int = 32,
+    sampling: Overrides | None = None,
+    sheet: Path | None = None,
+) -> dict:
+    """How many drawings of captions are right, with the settings they were drawn with, as one dictionary for JSON.
+
+    Args:
+        cells: of `read_captioned`; the right image is to be found among all of them.
+        count: captions that are drawn, at random.
+        sheet: file for the first drawings.
+    """
+    size, sampling = pipeline.config.image_size, sampling or {}
+    checks = {"resamples": pipeline.config.image_resamples}
+    chosen = Random(f"captions/{seed}").sample(cells, min(count, len(cells)))
+    drawings, decibels = round_trip(chosen, pipeline.processor.need_image_tokenizer())
+    dialogues = ([Message("user", (TextPart(cell.name),))] for cell in chosen)
+    seeds = range(seed, seed + len(chosen))
+    answers = dict(
+        tqdm(
+            pipeline.answer_each(dialogues, "image", seeds, at_once=batch_size, **sampling),
+            total=len(chosen),
+            desc=DRAWN,
+            leave=False,
+        )
+    )
+    images = (next(part for part in answers[n] if isinstance(part, Image.Image)) for n in range(len(chosen)))
+    drawn = [Drawing(DRAWN, cell, image) for cell, image in zip(chosen, images, strict=True)]
+    scores = score_drawings([*drawings, *drawn], [ROUND_TRIP, DRAWN], cells, scorer=scorer, size=size)
+    if sheet is not None:
+        draw_sheet(drawn[:SHEET_DRAWINGS], sheet, size=size)
+    names = "".join(sorted(f"{cell.path.name}\n{cell.name}\n" for cell in cells))
+    return {
+        "protocol": PROTOCOL,
+        **describe_measurement(pipeline, sampling, seed=seed, count=count, image_size=size, more=checks),
+        "images": len(cells),
+        "data": sha256(names.encode()).hexdigest()[:16],
+        "round_trip": {"psnr": decibels, **scores[ROUND_TRIP]},
+        "scores": {DRAWN: scores[DRAWN]},
+    }
+
+
+def as_table(report: dict) -> str:
+    number = report["scores"][DRAWN]["ssim"]["right_at_1"]["total"]
+    about = f"{report['protocol']}: {counted(number, 'drawing')} among {counted(report['images'], 'image')}"
+    lines = [f"{about}, seed {report['seed']}", f"model {report['model']}, data {report['data']}", ""]
+    lines += rows_of(f"{ROUND_TRIP}, PSNR {report['round_trip']['psnr']:.1f} dB", report["round_trip"])
+    return "\n".join([*lines, *rows_of(DRAWN, report["scores"][DRAWN])])
