@@ -123,6 +123,7 @@ def evaluate_emoji(options: Namespace) -> None:
     "Evaluate how a model draws the images of a folder of your own by their captions.",
     "images --model runs/own/model/final --json scores.json --sheet sheet.png",
     option("folder", type=Path, metavar="FOLDER", help="images with captions beside them: 1.txt beside 1.png"),
+    option("--skip-broken", action="store_true", help="leave out damaged images and captions"),
     option("--sheet", type=image_file, metavar="FILE", help="write the first 100 drawings to this image file"),
     *generated_items(100),
 )
@@ -130,7 +131,7 @@ def evaluate_captions(options: Namespace) -> None:
     from mllm.evaluation.captions import as_table, measure_captions, read_captioned
     from mllm.evaluation.retrieval import EfficientNetLite0
 
-    cells = read_captioned(options.folder)  # before the model is loaded
+    cells = read_captioned(options.folder, skip_broken=options.skip_broken)  # before the model is loaded
     pipeline, scorer = load_pipeline(options), EfficientNetLite0.installed()
     settings = given(options, ("count", "seed", "batch_size", "sheet"))
     report = measure_captions(pipeline, cells, scorer=scorer, sampling=typed_sampling(options), **settings)

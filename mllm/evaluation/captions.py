@@ -7,6 +7,7 @@ trip through the image tokenizer.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -30,27 +31,44 @@ from mllm.evaluation.emoji import (
     score_drawings,
 )
 from mllm.evaluation.retrieval import EfficientNetLite0
-from mllm.files import counted
+from mllm.files import counted, read_text
 from mllm.pipeline import Pipeline
-from tokenizer.images import files_below, find_captions
+from tokenizer.images import files_below, find_captions, read_image
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL, DRAWN = "captions-1", "draw"
 
 
-def read_captioned(folder: Path) -> list[Cell]:
-    """The captioned images of a folder; those of a caption that several have cannot be told apart and are left out."""
-    captions = find_captions(files_below(folder))
-    words = {image: " ".join(file.read_text("utf-8-sig").split()) for image, file in captions.items()}
+def read_captioned(folder: Path, *, skip_broken: bool = False) -> list[Cell]:
+    """The captioned images of a folder; those of a caption that several have cannot be told apart and are left out.
+
+    Args:
+        skip_broken: leave out damaged images and captions; otherwise the first one is an error.
+    """
+    if not folder.is_dir():
+        what = "a file" if folder.is_file() else "no such folder"
+        raise ValueError(f"FOLDER must be a folder of captioned images, got {folder}, {what}; correct the path")
+    words: dict[Path, str] = {}
+    for image, caption in find_captions(files_below(folder)).items():
+        try:
+            read_image(image)  # a damaged one would end the measurement after all drawings are made
+            words[image] = read_text(caption).strip()
+        except ValueError as error:
+            if not skip_broken:
+                raise ValueError(f"{error} (or leave such images out with --skip-broken)") from error
+            logger.warning("left out: %s", error)
     times = Counter(words.values())
     found = [
         Cell(image, "", text, text, None, None, text, "", frozenset(), "train")
         for image, text in words.items()
         if text and times[text] == 1
     ]
-    if not found:
-        what = f"{counted(len(words), 'caption')} that several images share" if words else "none"
-        what = what if folder.is_dir() else "no such folder"
-        raise ValueError(f"{folder} must hold images with captions of their own (1.txt beside 1.png), got {what}")
+    if len(found) < 2:
+        raise ValueError(
+            f"{folder} must hold at least two images with captions of their own (1.txt beside 1.png), got {len(found)} "
+            f"in {counted(len(words), 'captioned image')}; add images, or write different captions"
+        )
     return found
 
 
@@ -105,6 +123,11 @@ def measure_captions(
 def as_table(report: dict) -> str:
     number = report["scores"][DRAWN]["ssim"]["right_at_1"]["total"]
     about = f"{report['protocol']}: {counted(number, 'drawing')} among {counted(report['images'], 'image')}"
-    lines = [f"{about}, seed {report['seed']}", f"model {report['model']}, data {report['data']}", ""]
+    lines = [
+        f"{about}, seed {report['seed']}",
+        f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
+        ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None),
+        "",
+    ]
     lines += rows_of(f"{ROUND_TRIP}, PSNR {report['round_trip']['psnr']:.1f} dB", report["round_trip"])
     return "\n".join([*lines, *rows_of(DRAWN, report["scores"][DRAWN])])

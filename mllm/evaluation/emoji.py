@@ -307,7 +307,8 @@ def draw_sheet(shown: Sequence[Drawing], path: Path, *, size: int) -> None:
         left, top = number % SHEET_COLUMNS * width, number // SHEET_COLUMNS * height
         if image is not None:
             sheet.paste(image, (left, top))
-        name = right.name if len(right.name) <= CAPTION_LENGTH else f"{right.name[: CAPTION_LENGTH - 3]}..."
+        name = " ".join(right.name.split())  # a caption of one's own may have several lines
+        name = name if len(name) <= CAPTION_LENGTH else f"{name[: CAPTION_LENGTH - 3]}..."
         about = f"{right.style}, held out" if right.split == "held_out_cell" else right.style
         pen.text((left, top + size), f"{name}\n{about}", "black", font)
     write_image(path, sheet)

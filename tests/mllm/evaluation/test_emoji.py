@@ -158,9 +158,26 @@ def test_drawings_of_captions_are_looked_for_among_all_captioned_images(
         found = report["scores"]["draw"][kind]
         assert (found["right_at_1"]["passed"], found["right_at_5"]["passed"], found["right_at_1"]["total"]) == (1, 3, 3)
     assert "3 drawings among 3 images" in captions.as_table(report) and Image.open(sheet).height > SIZE
-    for wrong, what in ((tmp_path / "none", "no such folder"), (folder / "images", "none")):
+    for wrong, what in ((tmp_path / "none", "no such folder"), (folder / "images", "got 0 in 0 captioned images")):
         with pytest.raises(ValueError, match=what):
             captions.read_captioned(wrong)
+
+
+def test_damaged_images_and_captions_end_the_measurement_before_it_begins(folder: Path, tmp_path: Path) -> None:
+    for number, words in enumerate((b"one\ntwo\n", b"three", b"caf\xe9", b"four")):
+        shutil.copy(folder / "images" / f"{number}.png", tmp_path)
+        (tmp_path / f"{number}.txt").write_bytes(words)
+    image = tmp_path / "3.png"
+    image.write_bytes(image.read_bytes()[:60])
+    cells = captions.read_captioned(tmp_path, skip_broken=True)
+    assert [cell.name for cell in cells] == ["one\ntwo", "three"], "the words that the model was trained on"
+    for broken in ("2.txt", "3.png"):
+        with pytest.raises(ValueError, match=f"{broken} must be .*--skip-broken"):
+            captions.read_captioned(tmp_path)
+        (tmp_path / broken).unlink()
+    (tmp_path / "0.txt").unlink()
+    with pytest.raises(ValueError, match="at least two images"):
+        captions.read_captioned(tmp_path, skip_broken=True)
 
 
 # ---- retrieval ----
