@@ -14,21 +14,19 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from PIL import Image
-from tqdm import tqdm
-
-from mllm.conversation import Message, TextPart
 from mllm.engine.settings import Overrides
 from mllm.evaluation.answerer import describe_measurement
 from mllm.evaluation.emoji import (
     ROUND_TRIP,
     SHEET_DRAWINGS,
     Cell,
-    Drawing,
+    CellItem,
+    answer_items,
     draw_sheet,
+    drawings_of,
     round_trip,
-    rows_of,
     score_drawings,
+    table_of,
 )
 from mllm.evaluation.retrieval import EfficientNetLite0
 from mllm.files import counted, read_text
@@ -94,18 +92,11 @@ def measure_captions(
     checks = {"resamples": pipeline.config.image_resamples}
     chosen = Random(f"captions/{seed}").sample(cells, min(count, len(cells)))
     drawings, decibels = round_trip(chosen, pipeline.processor.need_image_tokenizer())
-    dialogues = ([Message("user", (TextPart(cell.name),))] for cell in chosen)
-    seeds = range(seed, seed + len(chosen))
-    answers = dict(
-        tqdm(
-            pipeline.answer_each(dialogues, "image", seeds, at_once=batch_size, **sampling),
-            total=len(chosen),
-            desc=DRAWN,
-            leave=False,
-        )
+    items = [CellItem(cell.name, cell) for cell in chosen]
+    answers = answer_items(
+        pipeline, items, name=DRAWN, mode="image", seed=seed, batch_size=batch_size, sampling=sampling
     )
-    images = (next(part for part in answers[n] if isinstance(part, Image.Image)) for n in range(len(chosen)))
-    drawn = [Drawing(DRAWN, cell, image) for cell, image in zip(chosen, images, strict=True)]
+    drawn = drawings_of(DRAWN, items, answers)
     scores = score_drawings([*drawings, *drawn], [ROUND_TRIP, DRAWN], cells, scorer=scorer, size=size)
     if sheet is not None:
         draw_sheet(drawn[:SHEET_DRAWINGS], sheet, size=size)
@@ -122,12 +113,4 @@ def measure_captions(
 
 def as_table(report: dict) -> str:
     number = report["scores"][DRAWN]["ssim"]["right_at_1"]["total"]
-    about = f"{report['protocol']}: {counted(number, 'drawing')} among {counted(report['images'], 'image')}"
-    lines = [
-        f"{about}, seed {report['seed']}",
-        f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
-        ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None),
-        "",
-    ]
-    lines += rows_of(f"{ROUND_TRIP}, PSNR {report['round_trip']['psnr']:.1f} dB", report["round_trip"])
-    return "\n".join([*lines, *rows_of(DRAWN, report["scores"][DRAWN])])
+    return table_of(report, f"{counted(number, 'drawing')} among {counted(report['images'], 'image')}")

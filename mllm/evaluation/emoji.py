@@ -167,10 +167,13 @@ def measure_emoji(
     drawings, decibels = round_trip(sampled, pipeline.processor.need_image_tokenizer())
     for group in groups:
         items = make_items(group, cells, count, seed=seed)
-        answers = answer_items(pipeline, items, group, seed=seed, batch_size=batch_size, sampling=sampling)
+        mode: Mode = "interleaved" if group.draws else "text"  # it may answer in words where it is asked to draw
+        chosen = sampling if group.draws else Overrides()
+        answers = answer_items(
+            pipeline, items, name=group.name, mode=mode, seed=seed, batch_size=batch_size, sampling=chosen
+        )
         if group.draws:
-            drawn = (next((part for part in parts if isinstance(part, Image.Image)), None) for parts in answers)
-            drawings += [Drawing(group.name, item.right, image) for item, image in zip(items, drawn, strict=True)]
+            drawings += drawings_of(group.name, items, answers)
         else:
             scores[group.name] = score_texts(group, items, [" ".join(map(str, parts)) for parts in answers])
     names = [ROUND_TRIP, *(group.name for group in groups if group.draws)]
@@ -219,19 +222,30 @@ def changes(group: Group, cells: Sequence[Cell], rng: Random) -> Iterator[CellIt
 
 
 def answer_items(
-    pipeline: Pipeline, items: Sequence[CellItem], group: Group, *, seed: int, batch_size: int, sampling: Overrides
+    pipeline: Pipeline,
+    items: Sequence[CellItem],
+    *,
+    name: str,
+    mode: Mode,
+    seed: int,
+    batch_size: int,
+    sampling: Overrides,
 ) -> list[list[str | Image.Image]]:
-    """What the model answers, item by item. It may answer in words where it is asked to draw."""
+    """What the model answers, item by item. `name`: what the progress bar says."""
     dialogues = (
         [Message("user", (*([ImagePart(read_image(shown.path))] if shown else []), TextPart(question)))]
         for question, _, shown in items
     )
     seeds = range(seed, seed + len(items))
-    mode: Mode = "interleaved" if group.draws else "text"
-    chosen = sampling if group.draws else Overrides()
-    found = pipeline.answer_each(dialogues, mode, seeds, at_once=batch_size, **chosen)
-    answers = dict(tqdm(found, total=len(items), desc=group.name, leave=False))
+    found = pipeline.answer_each(dialogues, mode, seeds, at_once=batch_size, **sampling)
+    answers = dict(tqdm(found, total=len(items), desc=name, leave=False))
     return [answers[index] for index in range(len(items))]
+
+
+def drawings_of(name: str, items: Sequence[CellItem], answers: Sequence[Sequence[str | Image.Image]]) -> list[Drawing]:
+    """The first image of each answer."""
+    images = (next((part for part in parts if isinstance(part, Image.Image)), None) for parts in answers)
+    return [Drawing(name, item.right, image) for item, image in zip(items, images, strict=True)]
 
 
 def score_texts(group: Group, items: Sequence[CellItem], answers: Sequence[str]) -> dict:
@@ -315,8 +329,12 @@ def draw_sheet(shown: Sequence[Drawing], path: Path, *, size: int) -> None:
 
 
 def as_table(report: dict) -> str:
+    return table_of(report, f"up to {counted(report['count'], 'item')} of each kind")
+
+
+def table_of(report: dict, about: str) -> str:
     lines = [
-        f"{report['protocol']}: up to {counted(report['count'], 'item')} of each kind, seed {report['seed']}",
+        f"{report['protocol']}: {about}, seed {report['seed']}",
         f"model {report['model']}, image tokenizer {report['image_tokenizer']}, data {report['data']}",
         ", ".join(f"{name} {value}" for name, value in report["settings"].items() if value is not None),
         "",
